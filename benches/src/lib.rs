@@ -1,0 +1,2 @@
+//! Workspace-wide benches of halfmode.
+#![forbid(unsafe_code)]

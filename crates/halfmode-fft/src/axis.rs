@@ -1,0 +1,326 @@
+//! One axis of a transform: a tile of lines to modes and back.
+//!
+//! A tile is a row-major matrix whose columns are independent lines. On the grid side a real axis
+//! has n rows, a complex axis 2n rows (point x (re, im)); on the mode side both have 2k rows
+//! ((re, im) x mode). The adjoint of one direction is the other, so one matrix serves both.
+
+use crate::line::{Line, Scalar};
+use crate::planner::{Algorithm, AxisKind, choose};
+use crate::table::{complex_matrix, half_weight, real_matrix, signed_frequency};
+use crate::{Error, Result};
+use halfmode_precision::{DType, Precision};
+use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Tensor, View};
+use num_complex::Complex;
+use std::ops::Range;
+
+/// Whether the rows of a half spectrum carry the weight of the omitted half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Each stored mode counts once: analysis and its adjoint.
+    Plain,
+    /// A stored mode stands for its conjugate too: synthesis and its adjoint.
+    Doubled,
+}
+
+#[derive(Clone, Debug)]
+enum Table {
+    /// `[2k, rows]`, and for a real axis the same with weighted rows.
+    Matrix { plain: Tensor, doubled: Option<Tensor> },
+    Lines32(Line<f32>),
+    Lines64(Line<f64>),
+}
+
+/// One planned axis.
+#[derive(Clone, Debug)]
+pub struct Axis {
+    kind: AxisKind,
+    n: usize,
+    k: usize,
+    algorithm: Algorithm,
+    table: Table,
+}
+
+/// The lines of an accumulator, if the axis was planned for it.
+trait Lines: Scalar {
+    fn lines(axis: &Axis) -> Option<&Line<Self>>;
+    fn matrix(view: View<'_>) -> Option<&[Self]>;
+}
+
+impl Lines for f32 {
+    fn lines(axis: &Axis) -> Option<&Line<f32>> {
+        if let Table::Lines32(line) = &axis.table { Some(line) } else { None }
+    }
+    fn matrix(view: View<'_>) -> Option<&[f32]> {
+        if let View::F32(values) = view { Some(values) } else { None }
+    }
+}
+
+impl Lines for f64 {
+    fn lines(axis: &Axis) -> Option<&Line<f64>> {
+        if let Table::Lines64(line) = &axis.table { Some(line) } else { None }
+    }
+    fn matrix(view: View<'_>) -> Option<&[f64]> {
+        if let View::F64(values) = view { Some(values) } else { None }
+    }
+}
+
+/// The accumulators that axes are planned for.
+#[allow(private_bounds, reason = "a sealed trait: the set of accumulators is closed")]
+pub trait AxisReal: Lines {}
+impl AxisReal for f32 {}
+impl AxisReal for f64 {}
+
+impl Axis {
+    pub(crate) fn new(
+        device: &Device,
+        axis: usize,
+        kind: AxisKind,
+        (n, k): (usize, usize),
+        accumulate: Precision,
+        algorithm: Option<Algorithm>,
+    ) -> Result<Self> {
+        if n == 0 || k == 0 {
+            return Err(Error::Empty { axis, n, k });
+        }
+        let limit = match kind {
+            AxisKind::Real => n / 2 + 1,
+            AxisKind::Complex => n,
+        };
+        if k > limit {
+            return Err(Error::Modes { axis, n, k, limit });
+        }
+        let algorithm = algorithm.unwrap_or_else(|| choose(kind, n, k));
+        let table = match (algorithm, accumulate) {
+            (Algorithm::Fft, Precision::F64) => Table::Lines64(Line::new(n)),
+            (Algorithm::Fft, _) => Table::Lines32(Line::new(n)),
+            (Algorithm::Matrix, _) => {
+                let rows = kind.grid_rows(n);
+                let store = |values: &dyn Fn() -> Vec<f64>| -> Result<Tensor> {
+                    if device.launches() {
+                        Ok(Tensor::from_slice(device, &values(), [2 * k, rows], accumulate, Purpose::Table)?)
+                    } else {
+                        Ok(device.alloc([2 * k, rows], DType::real(accumulate), Purpose::Table)?)
+                    }
+                };
+                match kind {
+                    AxisKind::Real => Table::Matrix {
+                        plain: store(&|| real_matrix(n, k, false))?,
+                        doubled: Some(store(&|| real_matrix(n, k, true))?),
+                    },
+                    AxisKind::Complex => Table::Matrix { plain: store(&|| complex_matrix(n, k))?, doubled: None },
+                }
+            }
+        };
+        Ok(Axis { kind, n, k, algorithm, table })
+    }
+
+    /// Points.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Kept modes.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Rows of a tile on the grid side.
+    #[must_use]
+    pub fn grid_rows(&self) -> usize {
+        self.kind.grid_rows(self.n)
+    }
+
+    /// Rows of a tile on the mode side.
+    #[must_use]
+    pub fn mode_rows(&self) -> usize {
+        2 * self.k
+    }
+
+    /// How the axis is transformed.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Scalars of scratch that a tile needs besides its operands.
+    #[must_use]
+    pub fn scratch_len(&self) -> usize {
+        match &self.table {
+            Table::Matrix { .. } => 0,
+            Table::Lines32(line) => line.scratch_len(),
+            Table::Lines64(line) => line.scratch_len(),
+        }
+    }
+
+    fn matrix<R: AxisReal>(&self, weights: Weights) -> Option<&[R]> {
+        let Table::Matrix { plain, doubled } = &self.table else { return None };
+        let tensor = match weights {
+            Weights::Plain => plain,
+            Weights::Doubled => doubled.as_ref().unwrap_or(plain),
+        };
+        R::matrix(tensor.view().ok()?)
+    }
+
+    /// Sums over points: `modes[rows] = scale * (M field)[rows]`, where `rows` selects mode rows and
+    /// `modes` holds just those. The fast algorithm makes all rows: `rows` must be `0..2k` then.
+    pub fn to_modes<R: AxisReal>(
+        &self,
+        field: &[R],
+        modes: &mut [R],
+        rows: Range<usize>,
+        cols: usize,
+        (weights, scale): (Weights, f64),
+        scratch: &mut [R],
+    ) {
+        if let Some(matrix) = self.matrix::<R>(weights) {
+            let inner = self.grid_rows();
+            let a = Mat::rows(&matrix[rows.start * inner..rows.end * inner], inner);
+            R::gemm((rows.len(), cols, inner), a, Mat::rows(field, cols), MatMut::rows(modes, cols), R::ZERO, <R as Real>::from_f64(scale));
+        } else if let Some(line) = R::lines(self) {
+            debug_assert_eq!(rows, 0..self.mode_rows());
+            for col in 0..cols {
+                self.line_to_modes(line, field, modes, (cols, col), (weights, scale), scratch);
+            }
+        }
+    }
+
+    /// Sums over modes: `field[rows] = scale * (M^T modes)[rows]`, where `rows` selects grid rows and
+    /// `field` holds just those. The fast algorithm makes all rows.
+    pub fn to_grid<R: AxisReal>(
+        &self,
+        modes: &[R],
+        field: &mut [R],
+        rows: Range<usize>,
+        cols: usize,
+        (weights, scale): (Weights, f64),
+        scratch: &mut [R],
+    ) {
+        if let Some(matrix) = self.matrix::<R>(weights) {
+            let inner = self.grid_rows();
+            let a = Mat { data: &matrix[rows.start..], row: 1, col: inner };
+            let dims = (rows.len(), cols, self.mode_rows());
+            R::gemm(dims, a, Mat::rows(modes, cols), MatMut::rows(field, cols), R::ZERO, <R as Real>::from_f64(scale));
+        } else if let Some(line) = R::lines(self) {
+            debug_assert_eq!(rows, 0..self.grid_rows());
+            for col in 0..cols {
+                self.line_to_grid(line, modes, field, (cols, col), (weights, scale), scratch);
+            }
+        }
+    }
+
+    /// The factor of stored mode `idx`: the scale, and the half-spectrum weight where it applies.
+    fn factor<R: Scalar>(&self, idx: usize, weights: Weights, scale: f64) -> R {
+        let weight = match (self.kind, weights) {
+            (AxisKind::Real, Weights::Doubled) => half_weight(idx, self.n),
+            _ => 1.0,
+        };
+        <R as Real>::from_f64(weight * scale)
+    }
+
+    /// Where stored mode `idx` stands in a full spectrum.
+    fn bin(&self, idx: usize) -> usize {
+        match self.kind {
+            AxisKind::Real => idx,
+            AxisKind::Complex => signed_frequency(idx, self.k).rem_euclid(self.n as i64) as usize,
+        }
+    }
+
+    fn line_to_modes<R: Scalar>(
+        &self,
+        line: &Line<R>,
+        field: &[R],
+        modes: &mut [R],
+        (cols, col): (usize, usize),
+        (weights, scale): (Weights, f64),
+        scratch: &mut [R],
+    ) {
+        let scratch: &mut [Complex<R>] = as_complex(scratch);
+        let (spectrum, rest) = match self.kind {
+            AxisKind::Complex => {
+                let (spectrum, rest) = scratch.split_at_mut(self.n);
+                for (j, value) in spectrum.iter_mut().enumerate() {
+                    *value = Complex::new(field[2 * j * cols + col], field[(2 * j + 1) * cols + col]);
+                }
+                line.complex(true, spectrum, rest);
+                (spectrum, rest)
+            }
+            AxisKind::Real => {
+                let (points, rest) = scratch.split_at_mut(self.n.div_ceil(2));
+                let points = &mut bytemuck::cast_slice_mut::<Complex<R>, R>(points)[..self.n];
+                for (j, value) in points.iter_mut().enumerate() {
+                    *value = field[j * cols + col];
+                }
+                let (spectrum, rest) = rest.split_at_mut(self.n / 2 + 1);
+                line.to_half(points, spectrum, rest);
+                (spectrum, rest)
+            }
+        };
+        let _ = rest;
+        for idx in 0..self.k {
+            let value = spectrum[self.bin(idx)].scale(self.factor(idx, weights, scale));
+            modes[idx * cols + col] = value.re;
+            modes[(self.k + idx) * cols + col] = value.im;
+        }
+    }
+
+    fn line_to_grid<R: Scalar>(
+        &self,
+        line: &Line<R>,
+        modes: &[R],
+        field: &mut [R],
+        (cols, col): (usize, usize),
+        (weights, scale): (Weights, f64),
+        scratch: &mut [R],
+    ) {
+        let scratch: &mut [Complex<R>] = as_complex(scratch);
+        let n_bins = match self.kind {
+            AxisKind::Real => self.n / 2 + 1,
+            AxisKind::Complex => self.n,
+        };
+        let (spectrum, rest) = scratch.split_at_mut(n_bins);
+        spectrum.fill(Complex::new(R::ZERO, R::ZERO));
+        for idx in 0..self.k {
+            // The real transform doubles interior modes by itself.
+            let own = match self.kind {
+                AxisKind::Real => 1.0 / half_weight(idx, self.n),
+                AxisKind::Complex => 1.0,
+            };
+            let value = Complex::new(modes[idx * cols + col], modes[(self.k + idx) * cols + col]);
+            spectrum[self.bin(idx)] = value.scale(self.factor(idx, weights, scale * own));
+        }
+        match self.kind {
+            AxisKind::Complex => {
+                line.complex(false, spectrum, rest);
+                for (j, value) in spectrum.iter().enumerate() {
+                    field[2 * j * cols + col] = value.re;
+                    field[(2 * j + 1) * cols + col] = value.im;
+                }
+            }
+            AxisKind::Real => {
+                let (points, rest) = rest.split_at_mut(self.n.div_ceil(2));
+                let points = &mut bytemuck::cast_slice_mut::<Complex<R>, R>(points)[..self.n];
+                line.to_points(spectrum, points, rest);
+                for (j, value) in points.iter().enumerate() {
+                    field[j * cols + col] = *value;
+                }
+            }
+        }
+    }
+}
+
+/// Scratch scalars as complex numbers; an odd one at the end is left out.
+fn as_complex<R: Scalar>(scratch: &mut [R]) -> &mut [Complex<R>] {
+    let even = scratch.len() / 2 * 2;
+    bytemuck::cast_slice_mut(&mut scratch[..even])
+}
+
+impl AxisKind {
+    pub(crate) fn grid_rows(self, n: usize) -> usize {
+        match self {
+            AxisKind::Real => n,
+            AxisKind::Complex => 2 * n,
+        }
+    }
+}

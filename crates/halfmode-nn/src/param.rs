@@ -1,0 +1,261 @@
+//! Parameters: storage at a stable place, in the layout that kernels want.
+
+use crate::{Error, Result};
+use halfmode_autograd::{Tape, Var};
+use halfmode_precision::{DType, OpPrecision, PrecisionPolicy};
+use halfmode_tensor::{Device, Purpose, Shape, Tensor};
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Uniform in ±bound.
+    Uniform {
+        /// Half the width.
+        bound: f64,
+    },
+    /// Normal with this standard deviation; for complex parameters the real and imaginary parts
+    /// each have `std / sqrt(2)`.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// All ones.
+    Ones,
+}
+
+/// Which ops read a parameter; decides its storage precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParamRole {
+    /// Dense layers and biases.
+    Pointwise,
+    /// Weights of a mode contraction.
+    Contraction,
+}
+
+/// How the file's array relates to the stored one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParamLayout {
+    /// The same, in the same order.
+    Plain,
+    /// File `[c_in, c_out, k_1, …, k_d]` complex; stored `[modes, c_in, 2 c_out]`, real parts of a row
+    /// before its imaginary parts.
+    SpectralDense,
+}
+
+/// Everything about a parameter but its values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamSpec {
+    /// The peer's `state_dict` name.
+    pub name: String,
+    /// The peer's shape; a complex element counts once.
+    pub file_shape: Vec<usize>,
+    /// Whether elements are complex.
+    pub complex: bool,
+    /// How the file's array relates to the stored one.
+    pub layout: ParamLayout,
+    /// Which ops read it.
+    pub role: ParamRole,
+    /// How it starts.
+    pub init: Init,
+}
+
+impl ParamSpec {
+    /// A real parameter stored as in the file.
+    #[must_use]
+    pub fn real(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+        let (name, file_shape) = (name.into(), shape.to_vec());
+        ParamSpec { name, file_shape, complex: false, layout: ParamLayout::Plain, role: ParamRole::Pointwise, init }
+    }
+
+    /// A dense spectral weight, file shape `[c_in, c_out, k_1, …, k_d]`.
+    #[must_use]
+    pub fn spectral(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+        let (name, file_shape) = (name.into(), shape.to_vec());
+        let (layout, role) = (ParamLayout::SpectralDense, ParamRole::Contraction);
+        ParamSpec { name, file_shape, complex: true, layout, role, init }
+    }
+
+    /// Real scalars.
+    #[must_use]
+    pub fn n_scalars(&self) -> usize {
+        self.file_shape.iter().product::<usize>() * if self.complex { 2 } else { 1 }
+    }
+
+    /// The shape of the stored tensor.
+    #[must_use]
+    pub fn stored_shape(&self) -> Shape {
+        match self.layout {
+            ParamLayout::Plain => Shape::new(&self.file_shape),
+            ParamLayout::SpectralDense => {
+                let modes = self.file_shape[2..].iter().product();
+                Shape::from([modes, self.file_shape[0], 2 * self.file_shape[1]])
+            }
+        }
+    }
+
+    /// Distance between the real and the imaginary part of one element in a stored row of twice
+    /// that length; `None` for real parameters.
+    #[must_use]
+    pub fn complex_stride(&self) -> Option<usize> {
+        (self.layout == ParamLayout::SpectralDense).then(|| self.file_shape[1])
+    }
+
+    /// Stored order from file order (complex elements as interleaved pairs).
+    #[must_use]
+    pub fn to_stored<T: Copy + Default>(&self, file: &[T]) -> Vec<T> {
+        self.permuted(file, |stored, file| (stored, file))
+    }
+
+    /// File order from stored order.
+    #[must_use]
+    pub fn to_file<T: Copy + Default>(&self, stored: &[T]) -> Vec<T> {
+        self.permuted(stored, |stored, file| (file, stored))
+    }
+
+    fn permuted<T: Copy + Default>(&self, source: &[T], pick: impl Fn(usize, usize) -> (usize, usize)) -> Vec<T> {
+        if self.layout == ParamLayout::Plain {
+            return source.to_vec();
+        }
+        let (c_in, c_out) = (self.file_shape[0], self.file_shape[1]);
+        let modes: usize = self.file_shape[2..].iter().product();
+        let mut out = vec![T::default(); source.len()];
+        for i in 0..c_in {
+            for o in 0..c_out {
+                for m in 0..modes {
+                    for part in 0..2 {
+                        let stored = (m * c_in + i) * 2 * c_out + part * c_out + o;
+                        let file = 2 * ((i * c_out + o) * modes + m) + part;
+                        let (to, from) = pick(stored, file);
+                        out[to] = source[from];
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn precision(&self, policy: &PrecisionPolicy) -> OpPrecision {
+        match self.role {
+            ParamRole::Pointwise => policy.pointwise,
+            ParamRole::Contraction => policy.contraction,
+        }
+    }
+}
+
+/// One parameter: what forward and backward read, and its high-precision master if the two differ.
+#[derive(Debug)]
+pub struct Parameter {
+    /// Everything but the values.
+    pub spec: ParamSpec,
+    /// What forward and backward read.
+    pub value: Tensor,
+    /// The values that the optimiser updates; `None` if `value` is exact enough to be them.
+    pub master: Option<Tensor>,
+}
+
+impl Parameter {
+    fn new(device: &Device, spec: ParamSpec, policy: &PrecisionPolicy, stored: Option<Vec<f64>>) -> Result<Self> {
+        let storage = policy.weights_for(spec.precision(policy));
+        let master = policy.master.filter(|&master| master != storage);
+        let shape = spec.stored_shape();
+        let make = |precision, purpose| match &stored {
+            Some(values) => Tensor::from_slice(device, values, shape.clone(), precision, purpose),
+            None => device.alloc(shape.clone(), DType::real(precision), purpose),
+        };
+        let value = make(storage, Purpose::Param)?;
+        let master = master.map(|precision| make(precision, Purpose::Master)).transpose()?;
+        Ok(Parameter { spec, value, master })
+    }
+
+    /// The most exact values there are, in stored order.
+    ///
+    /// # Errors
+    /// Those of reading the tensor.
+    pub fn exact(&self) -> &Tensor {
+        self.master.as_ref().unwrap_or(&self.value)
+    }
+
+    /// The most exact values in file order, complex elements as interleaved pairs.
+    ///
+    /// # Errors
+    /// Those of reading the tensor.
+    pub fn file_values(&self) -> Result<Vec<f64>> {
+        Ok(self.spec.to_file(&self.exact().to_vec::<f64>()?))
+    }
+
+    /// Overwrites the values from file order.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if there are more or fewer values than the parameter has scalars.
+    pub fn set_file_values(&mut self, values: &[f64]) -> Result<()> {
+        if values.len() != self.spec.n_scalars() {
+            let (expected, found) = (self.spec.n_scalars(), values.len());
+            return Err(Error::Parameter { name: self.spec.name.clone(), expected, found });
+        }
+        let stored = self.spec.to_stored(values);
+        self.value.view_mut()?.narrow(&stored);
+        if let Some(master) = &mut self.master {
+            master.view_mut()?.narrow(&stored);
+        }
+        Ok(())
+    }
+}
+
+/// The parameters of a model, in the order of its specs.
+#[derive(Debug, Default)]
+pub struct Params {
+    /// In the order of the model's specs.
+    pub list: Vec<Parameter>,
+}
+
+impl Params {
+    /// Allocates and initialises parameters in the precisions of `policy`. Each parameter draws
+    /// from a random stream of its own, so adding one does not change the others.
+    ///
+    /// # Errors
+    /// Those of allocation.
+    pub fn new(device: &Device, specs: Vec<ParamSpec>, policy: &PrecisionPolicy, seed: u64) -> Result<Self> {
+        let list = specs.into_iter().enumerate().map(|(idx, spec)| {
+            let values = device.launches().then(|| initial_values(&spec, seed, idx as u64));
+            Parameter::new(device, spec, policy, values)
+        });
+        Ok(Params { list: list.collect::<Result<_>>()? })
+    }
+
+    /// Real scalars of all parameters.
+    #[must_use]
+    pub fn n_scalars(&self) -> usize {
+        self.list.iter().map(|param| param.spec.n_scalars()).sum()
+    }
+
+    /// Records every parameter as a leaf of the tape: leaf `i` is parameter `i` if nothing else was
+    /// recorded before.
+    pub fn leaves(&self, tape: &mut Tape) -> Vec<Var> {
+        self.list.iter().map(|param| tape.leaf(param.value.clone())).collect()
+    }
+
+    /// The parameter of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Parameter> {
+        self.list.iter().find(|param| param.spec.name == name)
+    }
+}
+
+fn initial_values(spec: &ParamSpec, seed: u64, stream: u64) -> Vec<f64> {
+    use rand_chacha::ChaCha12Rng;
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    let mut uniform = move || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    let mut normal = {
+        let mut uniform = uniform.clone();
+        move || (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()
+    };
+    let part = if spec.complex { std::f64::consts::FRAC_1_SQRT_2 } else { 1.0 };
+    let file = (0..spec.n_scalars()).map(|_| match spec.init {
+        Init::Uniform { bound } => bound * (2.0 * uniform() - 1.0),
+        Init::Normal { std } => part * std * normal(),
+        Init::Ones => 1.0,
+    });
+    spec.to_stored(&file.collect::<Vec<_>>())
+}

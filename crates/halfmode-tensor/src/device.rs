@@ -1,0 +1,136 @@
+//! Where tensors live and who computes on them.
+
+use crate::{Error, Ledger, MemoryStats, Purpose, Result, Scratch, Shape, Tensor};
+use halfmode_precision::DType;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::sync::Arc;
+
+/// The machine whose plans the planning device follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The CPU with this many threads.
+    Cpu {
+        /// Worker threads.
+        threads: usize,
+    },
+}
+
+/// Host memory and a pool of worker threads.
+#[derive(Clone, Debug)]
+pub struct CpuDevice {
+    pool: Arc<ThreadPool>,
+    ledger: Arc<Ledger>,
+}
+
+/// Allocates without memory and launches nothing: what runs on it is priced, not computed.
+#[derive(Clone, Debug)]
+pub struct MetaDevice {
+    target: Target,
+    ledger: Arc<Ledger>,
+}
+
+/// A backend. Cloning shares the device, its threads and its ledger.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// Computes on the CPU.
+    Cpu(CpuDevice),
+    /// Plans for a target without computing.
+    Meta(MetaDevice),
+}
+
+impl Device {
+    /// The CPU with `threads` worker threads (0: one per core).
+    ///
+    /// # Errors
+    /// [`Error::Threads`] if the system refuses the threads.
+    pub fn cpu(threads: usize) -> Result<Self> {
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|idx| format!("halfmode-{idx}"))
+            .build()
+            .map_err(|err| Error::Threads { threads, reason: err.to_string() })?;
+        Ok(Device::Cpu(CpuDevice { pool: Arc::new(pool), ledger: Arc::default() }))
+    }
+
+    /// A device that follows the plans of `target` and computes nothing.
+    #[must_use]
+    pub fn meta(target: Target) -> Self {
+        Device::Meta(MetaDevice { target, ledger: Arc::default() })
+    }
+
+    /// The planning twin of this device: the same target, an empty ledger.
+    #[must_use]
+    pub fn twin(&self) -> Self {
+        Device::meta(self.target())
+    }
+
+    /// What this device computes on, or plans for.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        match self {
+            Device::Cpu(cpu) => Target::Cpu { threads: cpu.pool.current_num_threads() },
+            Device::Meta(meta) => meta.target,
+        }
+    }
+
+    /// Whether kernels run here. On the planning device only their allocations do.
+    #[must_use]
+    pub fn launches(&self) -> bool {
+        matches!(self, Device::Cpu(_))
+    }
+
+    /// Worker threads of the target.
+    #[must_use]
+    pub fn n_threads(&self) -> usize {
+        match self.target() {
+            Target::Cpu { threads } => threads,
+        }
+    }
+
+    /// Whether both handles name one device.
+    #[must_use]
+    pub fn same(&self, other: &Device) -> bool {
+        Arc::ptr_eq(self.ledger(), other.ledger())
+    }
+
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        match self {
+            Device::Cpu(cpu) => &cpu.ledger,
+            Device::Meta(meta) => &meta.ledger,
+        }
+    }
+
+    /// Live and peak bytes by purpose.
+    #[must_use]
+    pub fn memory(&self) -> MemoryStats {
+        self.ledger().stats()
+    }
+
+    /// Starts new peaks at what is live now.
+    pub fn reset_peak(&self) {
+        self.ledger().reset_peak();
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if the bytes overflow, [`Error::OutOfMemory`] if the system refuses them.
+    pub fn alloc(&self, shape: impl Into<Shape>, dtype: DType, purpose: Purpose) -> Result<Tensor> {
+        Tensor::zeros(self, shape.into(), dtype, purpose)
+    }
+
+    /// Scratch of `len` accumulators of `dtype`'s accumulation precision for each worker thread,
+    /// counted as [`Purpose::Workspace`] while it lives.
+    #[must_use]
+    pub fn scratch(&self, len: usize, bytes_each: usize) -> Scratch {
+        Scratch::new(self, len, bytes_each)
+    }
+
+    /// Runs `work` inside the device's thread pool; on the planning device it is not run.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Option<T> {
+        match self {
+            Device::Cpu(cpu) => Some(cpu.pool.install(work)),
+            Device::Meta(_) => None,
+        }
+    }
+}

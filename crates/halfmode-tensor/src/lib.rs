@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+
+mod device;
+mod edges;
+mod error;
+mod gemm;
+mod ledger;
+mod math;
+mod ops;
+mod real;
+mod scratch;
+mod shape;
+mod simd;
+mod tensor;
+mod view;
+
+pub use device::{CpuDevice, Device, MetaDevice, Target};
+pub use error::Error;
+pub use gemm::{Mat, MatMut};
+pub use ledger::{Ledger, MemoryStats, Purpose, Usage};
+pub use real::Real;
+pub use scratch::Scratch;
+pub use shape::Shape;
+pub use ops::Elementwise;
+pub use tensor::Tensor;
+pub use view::{View, ViewMut};
+
+/// The result of everything that can fail here.
+pub type Result<T> = std::result::Result<T, Error>;

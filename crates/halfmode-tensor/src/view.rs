@@ -1,0 +1,158 @@
+//! Borrowed storage of any precision, widened and narrowed tile by tile.
+//!
+//! Kernels are generic over the accumulator ([`Real`]) alone; the storage precision is a run-time
+//! value that is looked at once per tile. Two instances of a kernel serve four precisions.
+
+use crate::Real;
+use half::{bf16, f16};
+use halfmode_precision::Precision;
+use std::ops::Range;
+
+/// Borrowed scalars of any precision.
+#[derive(Clone, Copy, Debug)]
+pub enum View<'a> {
+    /// binary64
+    F64(&'a [f64]),
+    /// binary32
+    F32(&'a [f32]),
+    /// bfloat16
+    Bf16(&'a [bf16]),
+    /// binary16
+    F16(&'a [f16]),
+}
+
+/// Mutably borrowed scalars of any precision.
+#[derive(Debug)]
+pub enum ViewMut<'a> {
+    /// binary64
+    F64(&'a mut [f64]),
+    /// binary32
+    F32(&'a mut [f32]),
+    /// bfloat16
+    Bf16(&'a mut [bf16]),
+    /// binary16
+    F16(&'a mut [f16]),
+}
+
+/// Evaluates `$body` with `$s` bound to the slice of whichever arm.
+macro_rules! each_arm {
+    ($ty:ident, $view:expr, $s:ident => $body:expr) => {
+        match $view {
+            $ty::F64($s) => $body,
+            $ty::F32($s) => $body,
+            $ty::Bf16($s) => $body,
+            $ty::F16($s) => $body,
+        }
+    };
+}
+
+/// As `each_arm`, wrapping the result in the same arm of `$out`.
+macro_rules! map_arm {
+    ($ty:ident => $out:ident, $view:expr, $s:ident => $body:expr) => {
+        match $view {
+            $ty::F64($s) => $out::F64($body),
+            $ty::F32($s) => $out::F32($body),
+            $ty::Bf16($s) => $out::Bf16($body),
+            $ty::F16($s) => $out::F16($body),
+        }
+    };
+}
+
+impl<'a> View<'a> {
+    /// Number of scalars.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        each_arm!(View, self, s => s.len())
+    }
+
+    /// Whether there are no scalars.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Storage precision.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        match self {
+            View::F64(_) => Precision::F64,
+            View::F32(_) => Precision::F32,
+            View::Bf16(_) => Precision::Bf16,
+            View::F16(_) => Precision::F16,
+        }
+    }
+
+    /// The scalars in `range`.
+    #[must_use]
+    pub fn slice(self, range: Range<usize>) -> View<'a> {
+        map_arm!(View => View, self, s => &s[range])
+    }
+
+    /// One scalar, in double precision.
+    #[must_use]
+    pub fn get(self, idx: usize) -> f64 {
+        match self {
+            View::F64(s) => s[idx],
+            View::F32(s) => f64::from(s[idx]),
+            View::Bf16(s) => s[idx].to_f64(),
+            View::F16(s) => s[idx].to_f64(),
+        }
+    }
+
+    /// Widens all scalars into `dst`, which has the same length.
+    pub fn widen<R: Real>(self, dst: &mut [R]) {
+        R::widen(self, dst);
+    }
+}
+
+impl<'a> ViewMut<'a> {
+    /// Number of scalars.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        each_arm!(ViewMut, self, s => s.len())
+    }
+
+    /// Whether there are no scalars.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same scalars, read only.
+    #[must_use]
+    pub fn as_view(&self) -> View<'_> {
+        map_arm!(ViewMut => View, self, s => &**s)
+    }
+
+    /// A shorter borrow of the scalars in `range`.
+    #[must_use]
+    pub fn slice_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
+        map_arm!(ViewMut => ViewMut, self, s => &mut s[range])
+    }
+
+    /// Cuts into consecutive pieces of `len` scalars; the last may be shorter.
+    #[must_use]
+    pub fn chunks(self, len: usize) -> Vec<ViewMut<'a>> {
+        match self {
+            ViewMut::F64(s) => s.chunks_mut(len).map(ViewMut::F64).collect(),
+            ViewMut::F32(s) => s.chunks_mut(len).map(ViewMut::F32).collect(),
+            ViewMut::Bf16(s) => s.chunks_mut(len).map(ViewMut::Bf16).collect(),
+            ViewMut::F16(s) => s.chunks_mut(len).map(ViewMut::F16).collect(),
+        }
+    }
+
+    /// Rounds `src`, which has the same length, to the storage precision.
+    pub fn narrow<R: Real>(&mut self, src: &[R]) {
+        R::narrow(src, self);
+    }
+
+    /// Sets every scalar to zero.
+    pub fn fill_zero(&mut self) {
+        match self {
+            ViewMut::F64(s) => s.fill(0.0),
+            ViewMut::F32(s) => s.fill(0.0),
+            ViewMut::Bf16(s) => s.fill(bf16::ZERO),
+            ViewMut::F16(s) => s.fill(f16::ZERO),
+        }
+    }
+}

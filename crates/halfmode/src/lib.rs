@@ -1,0 +1,2 @@
+//! The halfmode command line and the facade over its libraries
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The `halfmode` program.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Workspace-wide tests of halfmode.
+#![forbid(unsafe_code)]
