@@ -9,7 +9,7 @@ use crate::planner::{Algorithm, AxisKind, choose};
 use crate::table::{complex_matrix, half_weight, real_matrix, signed_frequency};
 use crate::{Error, Result};
 use halfmode_precision::{DType, Precision};
-use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Tensor, View};
+use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Tensor};
 use num_complex::Complex;
 use std::ops::Range;
 
@@ -43,24 +43,17 @@ pub struct Axis {
 /// The lines of an accumulator, if the axis was planned for it.
 trait Lines: Scalar {
     fn lines(axis: &Axis) -> Option<&Line<Self>>;
-    fn matrix(view: View<'_>) -> Option<&[Self]>;
 }
 
 impl Lines for f32 {
     fn lines(axis: &Axis) -> Option<&Line<f32>> {
         if let Table::Lines32(line) = &axis.table { Some(line) } else { None }
     }
-    fn matrix(view: View<'_>) -> Option<&[f32]> {
-        if let View::F32(values) = view { Some(values) } else { None }
-    }
 }
 
 impl Lines for f64 {
     fn lines(axis: &Axis) -> Option<&Line<f64>> {
         if let Table::Lines64(line) = &axis.table { Some(line) } else { None }
-    }
-    fn matrix(view: View<'_>) -> Option<&[f64]> {
-        if let View::F64(values) = view { Some(values) } else { None }
     }
 }
 
@@ -160,7 +153,7 @@ impl Axis {
             Weights::Plain => plain,
             Weights::Doubled => doubled.as_ref().unwrap_or(plain),
         };
-        R::matrix(tensor.view().ok()?)
+        R::direct(tensor.view().ok()?)
     }
 
     /// Sums over points: `modes[rows] = scale * (M field)[rows]`, where `rows` selects mode rows and

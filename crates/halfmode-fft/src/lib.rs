@@ -11,7 +11,7 @@ mod scale;
 mod table;
 mod transform;
 
-pub use axis::{Axis, Weights};
+pub use axis::{Axis, AxisReal, Weights};
 pub use error::Error;
 pub use half_fft::true_half_fft;
 pub use line::Scalar;

@@ -24,6 +24,12 @@ pub enum Error {
         /// What it got.
         found: Shape,
     },
+    /// The readable composition of an op failed.
+    #[error("in the composed op: {message}")]
+    Composed {
+        /// What it said.
+        message: String,
+    },
     /// A parameter was given another number of values than it has.
     #[error("parameter `{name}` has {expected} real scalars, found {found}")]
     Parameter {

@@ -1,13 +1,26 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod composed;
 mod error;
+mod fno_block;
+mod fused_block;
+mod mlp;
+mod mode_mix;
 mod module;
 mod param;
+mod partial;
+mod pointwise;
+mod rows;
+mod spectral_conv;
 
 pub use error::Error;
+pub use fno_block::{Activation, ComposedBlock, FnoBlock, Stabilizer};
+pub use mlp::{Channels, GridEmbedding, PointwiseMlp};
 pub use module::Module;
 pub use param::{Init, ParamLayout, ParamRole, ParamSpec, Parameter, Params};
+pub use pointwise::{Add, ChannelBias, ChannelGate, Gelu, Linear, Tanh};
+pub use spectral_conv::SpectralConv;
 
 /// The result of everything that can fail here.
 pub type Result<T> = std::result::Result<T, Error>;

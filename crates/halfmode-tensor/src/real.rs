@@ -48,6 +48,10 @@ pub trait Real:
     fn to_f64(self) -> f64;
     /// Widens stored scalars; slices have the same length.
     fn widen(src: View<'_>, dst: &mut [Self]);
+    /// The stored scalars themselves, where storage and accumulator are the same type.
+    fn direct(src: View<'_>) -> Option<&[Self]>;
+    /// As [`Real::direct`], to be written.
+    fn direct_mut<'a>(dst: &'a mut ViewMut<'_>) -> Option<&'a mut [Self]>;
     /// Rounds to storage, nearest even; slices have the same length.
     fn narrow(src: &[Self], dst: &mut ViewMut<'_>);
     /// `c = keep * c + scale * a b`, `dims = (m, n, k)`; with `keep == 0`, `c` is not read.
@@ -101,6 +105,16 @@ impl Real for f32 {
                 }
             }
         }
+    }
+
+    #[inline]
+    fn direct(src: View<'_>) -> Option<&[f32]> {
+        if let View::F32(values) = src { Some(values) } else { None }
+    }
+
+    #[inline]
+    fn direct_mut<'a>(dst: &'a mut ViewMut<'_>) -> Option<&'a mut [f32]> {
+        if let ViewMut::F32(values) = dst { Some(values) } else { None }
     }
 
     fn narrow(src: &[f32], dst: &mut ViewMut<'_>) {
@@ -195,6 +209,16 @@ impl Real for f64 {
             View::Bf16(src) => dst.iter_mut().zip(src).for_each(|(to, from)| *to = from.to_f64()),
             View::F16(src) => dst.iter_mut().zip(src).for_each(|(to, from)| *to = from.to_f64()),
         }
+    }
+
+    #[inline]
+    fn direct(src: View<'_>) -> Option<&[f64]> {
+        if let View::F64(values) = src { Some(values) } else { None }
+    }
+
+    #[inline]
+    fn direct_mut<'a>(dst: &'a mut ViewMut<'_>) -> Option<&'a mut [f64]> {
+        if let ViewMut::F64(values) = dst { Some(values) } else { None }
     }
 
     fn narrow(src: &[f64], dst: &mut ViewMut<'_>) {

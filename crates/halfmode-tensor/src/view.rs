@@ -99,6 +99,19 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The scalars as accumulators: borrowed where they are stored as such, else widened into the
+    /// front of `buffer`.
+    pub fn widened<R: Real>(self, buffer: &'a mut [R]) -> &'a [R] {
+        match R::direct(self) {
+            Some(values) => values,
+            None => {
+                let tile = &mut buffer[..self.len()];
+                R::widen(self, tile);
+                tile
+            }
+        }
+    }
+
     /// Widens all scalars into `dst`, which has the same length.
     pub fn widen<R: Real>(self, dst: &mut [R]) {
         R::widen(self, dst);

@@ -1,0 +1,32 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod atomic_file;
+pub mod cache;
+pub mod darcy;
+mod darcy_solver;
+mod dataset;
+mod dissection;
+mod error;
+mod grf;
+mod normaliser;
+mod npy_header;
+mod npz;
+pub mod numpy;
+mod pairs_file;
+mod random;
+mod real;
+
+pub use atomic_file::write_atomically;
+pub use cache::{CacheOutcome, CacheWarning, Generator, load_or_generate};
+pub use darcy::{DarcyConfig, generate};
+pub use darcy_solver::{DarcySolver, DarcyWorkspace};
+pub use dataset::{Batch, FieldPairs};
+pub use error::{Error, Result};
+pub use grf::{CosineField, FieldSampler};
+pub use normaliser::{UnitGaussian, UnitGaussianFit};
+pub use npy_header::{ArrayInfo, NumpyType};
+pub use npz::NpzFile;
+pub use pairs_file::{ChannelLayout, read_pairs, write_pairs};
+pub use random::shuffled;
+pub use real::Real;

@@ -1,0 +1,222 @@
+//! `.npy` files: one array each, read as `f32` or `f64` whatever real type they hold.
+//!
+//! Reading never trusts a header: memory grows with the data that is really there.
+//! For `.npz` archives see [`NpzFile`](crate::NpzFile) and [`write_npz`].
+
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
+
+use half::f16;
+use ndarray::{ArrayD, ArrayViewD, IxDyn, ShapeBuilder};
+use ndarray_npy::{NpzWriter, WriteNpyError, WriteNpyExt, WriteNpzError};
+
+use crate::atomic_file::write_atomically;
+use crate::error::{Error, Result};
+use crate::npy_header::{ArrayInfo, NumpyType, read_header};
+use crate::real::Real;
+
+/// Bytes converted at a time; a multiple of every element size.
+const CHUNK: usize = 1 << 16;
+/// Elements reserved on the word of a header alone.
+const TRUSTED_ELEMENTS: usize = 1 << 16;
+
+/// Reads a `.npy` file; `T` is `f32` or `f64`.
+///
+/// Booleans become 0 and 1. Integers and doubles are rounded to nearest if `T` cannot hold them;
+/// doubles beyond the range of `f32` become infinite.
+///
+/// # Shapes
+/// - returns the file's shape, row-major whatever the file's order
+///
+/// # Errors
+/// [`Error::Io`], [`Error::NpyHeader`], [`Error::UnsupportedType`], [`Error::Truncated`].
+pub fn read_npy<T: Real>(path: &Path) -> Result<ArrayD<T>> {
+    let (mut reader, info, origin) = open(path)?;
+    read_data(&mut reader, &info, &origin)
+}
+
+/// Reads only the header of a `.npy` file.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::NpyHeader`], [`Error::UnsupportedType`], [`Error::Truncated`].
+pub fn npy_info(path: &Path) -> Result<ArrayInfo> {
+    open(path).map(|(_, info, _)| info)
+}
+
+/// Writes a `.npy` file atomically, row-major.
+///
+/// # Errors
+/// [`Error::Io`]; an existing file is then unchanged.
+pub fn write_npy<T: Real>(path: &Path, array: &ArrayViewD<'_, T>) -> Result<()> {
+    write_atomically(path, |writer| {
+        let array = array.as_standard_layout();
+        array
+            .write_npy(&mut *writer)
+            .map_err(|error| write_error(path, npy_to_io(error)))
+    })
+}
+
+/// An array to put into an archive.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum NpzArray<'a> {
+    /// Single precision.
+    F32(ArrayViewD<'a, f32>),
+    /// Double precision.
+    F64(ArrayViewD<'a, f64>),
+    /// Bytes.
+    U8(ArrayViewD<'a, u8>),
+}
+
+/// Writes an uncompressed `.npz` archive atomically; NumPy's `np.load` reads it.
+///
+/// # Errors
+/// [`Error::Io`]; an existing file is then unchanged.
+pub fn write_npz(path: &Path, arrays: &[(&str, NpzArray<'_>)]) -> Result<()> {
+    write_atomically(path, |writer| {
+        let mut npz = NpzWriter::new(&mut *writer);
+        for (name, array) in arrays {
+            match array {
+                NpzArray::F32(a) => npz.add_array(*name, &a.as_standard_layout()),
+                NpzArray::F64(a) => npz.add_array(*name, &a.as_standard_layout()),
+                NpzArray::U8(a) => npz.add_array(*name, &a.as_standard_layout()),
+            }
+            .map_err(|error| write_error(path, npz_to_io(error)))?;
+        }
+        let writer = npz
+            .finish()
+            .map_err(|error| write_error(path, npz_to_io(error)))?;
+        writer.flush().map_err(|source| write_error(path, source))
+    })
+}
+
+fn write_error(path: &Path, source: std::io::Error) -> Error {
+    Error::Io {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn npy_to_io(error: WriteNpyError) -> std::io::Error {
+    match error {
+        WriteNpyError::Io(error) => error,
+        other => std::io::Error::other(other.to_string()),
+    }
+}
+
+fn npz_to_io(error: WriteNpzError) -> std::io::Error {
+    match error {
+        WriteNpzError::Npy(error) => npy_to_io(error),
+        WriteNpzError::Zip(zip::result::ZipError::Io(error)) => error,
+        other => std::io::Error::other(other.to_string()),
+    }
+}
+
+fn open(path: &Path) -> Result<(BufReader<File>, ArrayInfo, String)> {
+    let origin = format!("`{}`", path.display());
+    let io = |source| Error::Io {
+        action: "open",
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    let mut reader = BufReader::new(file);
+    let info = read_header(&mut reader, &origin)?;
+    let found = metadata.len().saturating_sub(info.header_bytes);
+    if metadata.is_file() && found < info.n_bytes() {
+        return Err(Error::Truncated {
+            origin,
+            expected: info.n_bytes(),
+            found,
+        });
+    }
+    Ok((reader, info, origin))
+}
+
+/// Reads and converts the data that follows a header.
+pub(crate) fn read_data<T: Real>(
+    reader: &mut (impl Read + ?Sized),
+    info: &ArrayInfo,
+    origin: &str,
+) -> Result<ArrayD<T>> {
+    let expected = info.n_bytes();
+    let size = info.dtype.size();
+    let mut values: Vec<T> = Vec::with_capacity(info.n_elements().min(TRUSTED_ELEMENTS));
+    let mut buffer = vec![0u8; CHUNK];
+    let mut found = 0u64;
+    while found < expected {
+        let wanted = (expected - found).min(CHUNK as u64) as usize;
+        let got = read_up_to(reader, &mut buffer[..wanted]).map_err(|error| Error::NpyHeader {
+            origin: origin.to_owned(),
+            reason: format!("reading its data failed: {error}"),
+        })?;
+        found += got as u64;
+        if got < wanted {
+            return Err(Error::Truncated {
+                origin: origin.to_owned(),
+                expected,
+                found,
+            });
+        }
+        let chunk = &mut buffer[..got];
+        if info.big_endian {
+            chunk.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+        }
+        values
+            .try_reserve(got / size)
+            .map_err(|_| Error::OutOfMemory {
+                purpose: "an array of a file",
+                bytes: info.n_elements().saturating_mul(size_of::<T>()),
+            })?;
+        convert(info.dtype, chunk, &mut values);
+    }
+    let shape = IxDyn(&info.shape).set_f(info.fortran_order);
+    let array = ArrayD::from_shape_vec(shape, values).map_err(|error| Error::NpyHeader {
+        origin: origin.to_owned(),
+        reason: format!("shape {:?}: {error}", info.shape),
+    })?;
+    Ok(if array.is_standard_layout() {
+        array
+    } else {
+        array.as_standard_layout().into_owned()
+    })
+}
+
+/// Fills the buffer unless the data ends first.
+fn read_up_to(reader: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(got) => filled += got,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Appends little-endian elements.
+fn convert<T: Real>(dtype: NumpyType, bytes: &[u8], out: &mut Vec<T>) {
+    fn each<T, const N: usize>(bytes: &[u8], out: &mut Vec<T>, convert: impl Fn([u8; N]) -> T) {
+        let (elements, _) = bytes.as_chunks::<N>();
+        out.extend(elements.iter().map(|&element| convert(element)));
+    }
+    match dtype {
+        NumpyType::F16 => each(bytes, out, |b| T::from_f32(f16::from_le_bytes(b).to_f32())),
+        NumpyType::F32 => each(bytes, out, |b| T::from_f32(f32::from_le_bytes(b))),
+        NumpyType::F64 => each(bytes, out, |b| T::from_f64(f64::from_le_bytes(b))),
+        NumpyType::Bool => each(bytes, out, |[b]| T::from_u64(u64::from(b != 0))),
+        NumpyType::I8 => each(bytes, out, |b| T::from_i64(i8::from_le_bytes(b).into())),
+        NumpyType::I16 => each(bytes, out, |b| T::from_i64(i16::from_le_bytes(b).into())),
+        NumpyType::I32 => each(bytes, out, |b| T::from_i64(i32::from_le_bytes(b).into())),
+        NumpyType::I64 => each(bytes, out, |b| T::from_i64(i64::from_le_bytes(b))),
+        NumpyType::U8 => each(bytes, out, |[b]| T::from_u64(b.into())),
+        NumpyType::U16 => each(bytes, out, |b| T::from_u64(u16::from_le_bytes(b).into())),
+        NumpyType::U32 => each(bytes, out, |b| T::from_u64(u32::from_le_bytes(b).into())),
+        NumpyType::U64 => each(bytes, out, |b| T::from_u64(u64::from_le_bytes(b))),
+    }
+}

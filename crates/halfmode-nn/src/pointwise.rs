@@ -1,0 +1,297 @@
+//! Elementwise ops and dense layers on channels-last values: the pieces of the readable
+//! compositions that fused ops are tested against.
+
+use crate::rows::{add_bias, add_column_sums, linear, linear_grad_w, linear_grad_x};
+use crate::{Error, Result};
+use halfmode_autograd::{Cx, Op, Outputs, Saved};
+use halfmode_precision::DType;
+use halfmode_tensor::{Device, Elementwise, Purpose, Real, Shape, Tensor, with_real};
+use smallvec::smallvec;
+
+/// `y = gelu(x)`, the exact (erf) form. Saves `x`.
+#[derive(Clone, Copy, Debug)]
+pub struct Gelu;
+
+/// `y = tanh(x)`. Saves `y`.
+#[derive(Clone, Copy, Debug)]
+pub struct Tanh;
+
+/// `y = a + b`. Saves nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Add;
+
+/// `y[.., c] = gate[c] x[.., c]`, a soft gate. Saves `x`; `gate` is shared.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelGate;
+
+/// `y[.., c] = x[.., c] + bias[c]`. Saves nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelBias;
+
+/// `y[.., o] = sum_i w[o, i] x[.., i]`, a 1x1 convolution without bias. Saves `x`; `w` is shared.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear;
+
+struct GeluFwd;
+struct GeluBwd;
+struct TanhFwd;
+struct TanhBwd;
+struct Sum;
+
+impl Elementwise for GeluFwd {
+    fn tile<R: Real>(&self, _: &[&[R]], out: &mut [R]) {
+        R::gelu(out);
+    }
+}
+
+impl Elementwise for GeluBwd {
+    /// inputs: gradient, x
+    fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
+        let mut x = inputs[1].to_vec();
+        let mut slope = vec![R::ZERO; x.len()];
+        R::gelu_both(&mut x, &mut slope);
+        out.iter_mut().zip(slope).for_each(|(g, slope)| *g *= slope);
+    }
+}
+
+impl Elementwise for TanhFwd {
+    fn tile<R: Real>(&self, _: &[&[R]], out: &mut [R]) {
+        R::tanh(out);
+    }
+}
+
+impl Elementwise for TanhBwd {
+    /// inputs: gradient, y
+    fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
+        out.iter_mut().zip(inputs[1]).for_each(|(g, y)| *g *= R::ONE - *y * *y);
+    }
+}
+
+impl Elementwise for Sum {
+    fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
+        out.iter_mut().zip(inputs[1]).for_each(|(a, b)| *a += *b);
+    }
+}
+
+type Grads = halfmode_autograd::Result<Vec<Option<Tensor>>>;
+type Forward = halfmode_autograd::Result<(Outputs, Saved)>;
+
+fn storage(cx: &Cx) -> DType {
+    DType::real(cx.policy.pointwise.storage)
+}
+
+impl Op for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
+        let [x] = self.expect_inputs(inputs)?;
+        let y = Tensor::elementwise(self.name(), &GeluFwd, &[x], storage(cx), Purpose::Activation)?;
+        Ok((smallvec![y], Saved::new(self.name()).keep(cx, "x", x)?))
+    }
+
+    fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
+        let x = saved.take("x")?;
+        let Some(g) = grads[0].take() else { return Ok(vec![None]) };
+        Ok(vec![Some(Tensor::elementwise(self.name(), &GeluBwd, &[&g, &x], storage(cx), Purpose::Activation)?)])
+    }
+}
+
+impl Op for Tanh {
+    fn name(&self) -> &'static str {
+        "tanh"
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
+        let [x] = self.expect_inputs(inputs)?;
+        let y = Tensor::elementwise(self.name(), &TanhFwd, &[x], storage(cx), Purpose::Activation)?;
+        let saved = Saved::new(self.name()).keep(cx, "y", &y)?;
+        Ok((smallvec![y], saved))
+    }
+
+    fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
+        let y = saved.take("y")?;
+        let Some(g) = grads[0].take() else { return Ok(vec![None]) };
+        Ok(vec![Some(Tensor::elementwise(self.name(), &TanhBwd, &[&g, &y], storage(cx), Purpose::Activation)?)])
+    }
+}
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
+        let [a, b] = self.expect_inputs(inputs)?;
+        let y = Tensor::elementwise(self.name(), &Sum, &[a, b], storage(cx), Purpose::Activation)?;
+        Ok((smallvec![y], Saved::new(self.name())))
+    }
+
+    fn backward(&self, _: &Cx, _: Saved, grads: &mut [Option<Tensor>], needs: &[bool]) -> Grads {
+        let g = grads[0].take();
+        Ok(needs.iter().map(|&need| if need { g.clone() } else { None }).collect())
+    }
+}
+
+/// Rows and channels of a channels-last tensor.
+fn rows_of(x: &Tensor) -> (usize, usize) {
+    let channels = x.shape().last().copied().unwrap_or(1);
+    (x.numel() / channels.max(1), channels)
+}
+
+fn check_len(op: &'static str, operand: &'static str, w: &Tensor, expected: usize) -> Result<()> {
+    if w.numel() == expected {
+        return Ok(());
+    }
+    Err(Error::Shape { op, operand, expected: Shape::from([expected]), found: w.shape().clone() })
+}
+
+/// Runs `work` on whole tensors in the accumulator; these ops are references, not fast paths.
+fn whole<R: Real>(tensor: &Tensor) -> Result<Vec<R>> {
+    Ok(tensor.to_vec::<R>()?)
+}
+
+/// A new tensor filled by `fill` where kernels run.
+fn filled<R: Real>(
+    device: &Device,
+    shape: &Shape,
+    dtype: DType,
+    purpose: Purpose,
+    fill: impl FnOnce() -> Result<Vec<R>>,
+) -> Result<Tensor> {
+    if device.launches() {
+        Ok(Tensor::from_slice(device, &fill()?, shape.clone(), dtype.precision, purpose)?)
+    } else {
+        Ok(device.alloc(shape.clone(), dtype, purpose)?)
+    }
+}
+
+fn weight_dtype(cx: &Cx) -> DType {
+    DType::real(cx.policy.pointwise.accumulate)
+}
+
+impl Op for ChannelGate {
+    fn name(&self) -> &'static str {
+        "channel_gate"
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
+        let [x, gate] = self.expect_inputs(inputs)?;
+        let (_, c) = rows_of(x);
+        let name = self.name();
+        check_len(name, "gate", gate, c).map_err(|err| err.in_op(name))?;
+        let y = with_real!(cx.policy.pointwise.storage, R => filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
+            let (mut y, gate) = (whole::<R>(x)?, whole::<R>(gate)?);
+            y.chunks_exact_mut(c).for_each(|row| row.iter_mut().zip(&gate).for_each(|(y, gate)| *y *= *gate));
+            Ok(y)
+        }));
+        let y = y.map_err(|err| err.in_op(name))?;
+        Ok((smallvec![y], Saved::new(name).keep(cx, "x", x)?.share(cx, "gate", gate)))
+    }
+
+    fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
+        let (x, gate) = (saved.take("x")?, saved.take("gate")?);
+        let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
+        let c = gate.numel();
+        let run = || -> Result<Vec<Option<Tensor>>> {
+            with_real!(cx.policy.pointwise.storage, R => {
+                let gx = filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
+                    let (mut g, gate) = (whole::<R>(&g)?, whole::<R>(&gate)?);
+                    g.chunks_exact_mut(c).for_each(|row| row.iter_mut().zip(&gate).for_each(|(g, gate)| *g *= *gate));
+                    Ok(g)
+                })?;
+                let g_gate = filled::<R>(&cx.device, gate.shape(), weight_dtype(cx), Purpose::Grad, || {
+                    let (mut g, x, mut sums) = (whole::<R>(&g)?, whole::<R>(&x)?, vec![R::ZERO; c]);
+                    g.iter_mut().zip(x).for_each(|(g, x)| *g *= x);
+                    add_column_sums(&g, &mut sums);
+                    Ok(sums)
+                })?;
+                Ok(vec![Some(gx), Some(g_gate)])
+            })
+        };
+        run().map_err(|err| err.in_op(self.name()))
+    }
+}
+
+impl Op for ChannelBias {
+    fn name(&self) -> &'static str {
+        "channel_bias"
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
+        let [x, bias] = self.expect_inputs(inputs)?;
+        let (_, c) = rows_of(x);
+        let name = self.name();
+        check_len(name, "bias", bias, c).map_err(|err| err.in_op(name))?;
+        let y = with_real!(cx.policy.pointwise.storage, R => filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
+            let (mut y, bias) = (whole::<R>(x)?, whole::<R>(bias)?);
+            add_bias(&mut y, &bias);
+            Ok(y)
+        }));
+        let y = y.map_err(|err| err.in_op(name))?;
+        Ok((smallvec![y], Saved::new(name).share(cx, "bias", bias)))
+    }
+
+    fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
+        let bias = saved.take("bias")?;
+        let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
+        let run = || -> Result<Tensor> {
+            with_real!(cx.policy.pointwise.storage, R => filled::<R>(&cx.device, bias.shape(), weight_dtype(cx), Purpose::Grad, || {
+                let mut sums = vec![R::ZERO; bias.numel()];
+                add_column_sums(&whole::<R>(&g)?, &mut sums);
+                Ok(sums)
+            }))
+        };
+        let g_bias = run().map_err(|err| err.in_op(self.name()))?;
+        Ok(vec![Some(g), Some(g_bias)])
+    }
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
+        let [x, w] = self.expect_inputs(inputs)?;
+        let (rows, c_in) = rows_of(x);
+        let c_out = w.shape().first().copied().unwrap_or(0);
+        let name = self.name();
+        check_len(name, "weight", w, c_in * c_out).map_err(|err| err.in_op(name))?;
+        let mut shape = x.shape().to_vec();
+        if let Some(channels) = shape.last_mut() {
+            *channels = c_out;
+        }
+        let shape = Shape::from(shape);
+        let y = with_real!(cx.policy.pointwise.storage, R => filled::<R>(&cx.device, &shape, storage(cx), Purpose::Activation, || {
+            let mut y = vec![R::ZERO; rows * c_out];
+            linear(&whole::<R>(x)?, &whole::<R>(w)?, &mut y, (c_in, c_out), R::ZERO);
+            Ok(y)
+        }));
+        let y = y.map_err(|err| err.in_op(name))?;
+        Ok((smallvec![y], Saved::new(name).keep(cx, "x", x)?.share(cx, "weight", w)))
+    }
+
+    fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
+        let (x, w) = (saved.take("x")?, saved.take("weight")?);
+        let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
+        let ((_, c_in), (_, c_out)) = (rows_of(&x), rows_of(&g));
+        let run = || -> Result<Vec<Option<Tensor>>> {
+            with_real!(cx.policy.pointwise.storage, R => {
+                let gx = filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
+                    let mut gx = vec![R::ZERO; x.numel()];
+                    linear_grad_x(&whole::<R>(&g)?, &whole::<R>(&w)?, &mut gx, (c_in, c_out), R::ZERO);
+                    Ok(gx)
+                })?;
+                let gw = filled::<R>(&cx.device, w.shape(), weight_dtype(cx), Purpose::Grad, || {
+                    let mut gw = vec![R::ZERO; w.numel()];
+                    linear_grad_w(&whole::<R>(&g)?, &whole::<R>(&x)?, &mut gw, (c_in, c_out));
+                    Ok(gw)
+                })?;
+                Ok(vec![Some(gx), Some(gw)])
+            })
+        };
+        run().map_err(|err| err.in_op(self.name()))
+    }
+}

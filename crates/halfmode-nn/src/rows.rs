@@ -1,0 +1,115 @@
+//! Small dense operations on tiles of rows, `[rows, channels]` row-major.
+
+use halfmode_tensor::{Mat, MatMut, Real};
+
+/// `y = keep * y + x w^T` with `x` `[rows, c_in]`, `w` `[c_out, c_in]`.
+pub(crate) fn linear<R: Real>(x: &[R], w: &[R], y: &mut [R], (c_in, c_out): (usize, usize), keep: R) {
+    let rows = y.len() / c_out;
+    R::gemm((rows, c_out, c_in), Mat::rows(x, c_in), Mat::transposed(w, c_in), MatMut::rows(y, c_out), keep, R::ONE);
+}
+
+/// `gx = keep * gx + gy w`: the adjoint of [`linear`] in `x`.
+pub(crate) fn linear_grad_x<R: Real>(gy: &[R], w: &[R], gx: &mut [R], (c_in, c_out): (usize, usize), keep: R) {
+    let rows = gy.len() / c_out;
+    R::gemm((rows, c_in, c_out), Mat::rows(gy, c_out), Mat::rows(w, c_in), MatMut::rows(gx, c_in), keep, R::ONE);
+}
+
+/// `gw += gy^T x`: the adjoint of [`linear`] in `w`.
+pub(crate) fn linear_grad_w<R: Real>(gy: &[R], x: &[R], gw: &mut [R], (c_in, c_out): (usize, usize)) {
+    let rows = gy.len() / c_out;
+    R::gemm((c_out, c_in, rows), Mat::transposed(gy, c_out), Mat::rows(x, c_in), MatMut::rows(gw, c_in), R::ONE, R::ONE);
+}
+
+/// `y[row, c] += b[c]`
+pub(crate) fn add_bias<R: Real>(y: &mut [R], b: &[R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            for row in y.chunks_exact_mut(b.len()) {
+                for (y, b) in row.iter_mut().zip(b) {
+                    *y += *b;
+                }
+            }
+        },
+    );
+}
+
+/// `sums[c] += sum over rows of g[row, c]`
+pub(crate) fn add_column_sums<R: Real>(g: &[R], sums: &mut [R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            for row in g.chunks_exact(sums.len()) {
+                for (sum, g) in sums.iter_mut().zip(row) {
+                    *sum += *g;
+                }
+            }
+        },
+    );
+}
+
+/// `y[row, c] += gate[c] * x[row, c]`
+pub(crate) fn add_gated<R: Real>(y: &mut [R], gate: &[R], x: &[R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            for (y, x) in y.chunks_exact_mut(gate.len()).zip(x.chunks_exact(gate.len())) {
+                for ((y, x), gate) in y.iter_mut().zip(x).zip(gate) {
+                    *y += *gate * *x;
+                }
+            }
+        },
+    );
+}
+
+/// `gx[row, c] = gate[c] * g[row, c]` and `sums[c] += sum over rows of g[row, c] x[row, c]`
+pub(crate) fn gate_grads<R: Real>(g: &[R], gate: &[R], x: &[R], gx: &mut [R], sums: &mut [R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            let c = gate.len();
+            for ((g, x), gx) in g.chunks_exact(c).zip(x.chunks_exact(c)).zip(gx.chunks_exact_mut(c)) {
+                for idx in 0..c {
+                    gx[idx] = gate[idx] * g[idx];
+                    sums[idx] += g[idx] * x[idx];
+                }
+            }
+        },
+    );
+}
+
+/// `g *= slope`, elementwise.
+pub(crate) fn scale_by<R: Real>(g: &mut [R], slope: &[R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            for (g, slope) in g.iter_mut().zip(slope) {
+                *g *= *slope;
+            }
+        },
+    );
+}
+
+/// `sum += term`, elementwise.
+pub(crate) fn add<R: Real>(sum: &mut [R], term: &[R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            for (sum, term) in sum.iter_mut().zip(term) {
+                *sum += *term;
+            }
+        },
+    );
+}
+
+/// `gx += g (1 - t^2)`, the adjoint of `t = tanh x`.
+pub(crate) fn add_tanh_grad<R: Real>(gx: &mut [R], g: &[R], t: &[R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            for ((gx, g), t) in gx.iter_mut().zip(g).zip(t) {
+                *gx += *g * (R::ONE - *t * *t);
+            }
+        },
+    );
+}

@@ -1,0 +1,79 @@
+//! Workspace chores: `cargo xtask tidy`, `validate` and `bench`.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
+
+mod bench;
+mod error;
+mod metadata;
+mod rust_text;
+mod tidy;
+mod validate;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use error::Error;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  tidy                              check the house rules that no compiler checks
+  validate [--no-test]              run what CI runs: fmt, tidy, clippy, tests, docs
+  bench [FILTER] [--save FILE] [--against FILE]
+                                    time the workspace's benches; print ratios to a saved run";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if matches!(error, Error::Usage { .. }) {
+                eprintln!("\n{USAGE}");
+                return ExitCode::from(2);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<(), Error> {
+    let root = root();
+    let Some((command, rest)) = arguments.split_first() else {
+        return Err(Error::Usage {
+            problem: "no command given".to_owned(),
+        });
+    };
+    match (command.as_str(), rest) {
+        ("help" | "--help" | "-h", _) => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        ("tidy", []) => tidy::run(&root),
+        ("validate", []) => validate::run(&root, validate::Tests::Run),
+        ("validate", [flag]) if flag == "--no-test" => validate::run(&root, validate::Tests::Skip),
+        ("bench", rest) => bench::run(&root, rest),
+        ("tidy" | "validate", [first, ..]) => Err(Error::Usage {
+            problem: format!("`{command}` does not take `{first}`"),
+        }),
+        _ => Err(Error::Usage {
+            problem: format!("no command `{command}`"),
+        }),
+    }
+}
+
+/// The root of the workspace: the folder above this crate's.
+fn root() -> PathBuf {
+    // Cargo sets the variable when it runs us; the compiled-in value serves a direct call.
+    let manifest_dir = std::env::var("CARGO_MANIFEST_DIR");
+    let xtask =
+        PathBuf::from(manifest_dir.unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned()));
+    xtask
+        .parent()
+        .map_or_else(|| xtask.clone(), Path::to_path_buf)
+}
+
+/// The cargo that runs us.
+fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
