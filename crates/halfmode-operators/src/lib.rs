@@ -1,2 +1,13 @@
-//! Neural operators: the Fourier neural operator in one, two and three dimensions
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
+
+mod error;
+mod fno;
+mod fno_config;
+
+pub use error::Error;
+pub use fno::Fno;
+pub use fno_config::{FnoConfig, PositionalEmbedding, StabilizerKind};
+
+/// The result of everything that can fail here.
+pub type Result<T> = std::result::Result<T, Error>;
