@@ -201,28 +201,63 @@ impl Tape {
             return Err(Error::Untracked);
         }
         let cx = self.cx.clone();
+        let mut n_uses = self.leaf_uses();
         while let Some(node) = self.nodes.pop() {
             let mut slot = std::mem::take(&mut grads.slots[self.nodes.len()]);
-            if slot.iter().all(Option::is_none) {
-                continue;
-            }
             match node {
+                // Used leaves were handed out with their last use; this one is its own seed.
                 Node::Leaf(id) => {
-                    if let Some(grad) = slot.remove(0) {
+                    if let Some(grad) = slot.first_mut().and_then(Option::take) {
                         on_leaf(id, grad)?;
                     }
+                }
+                Node::Op { inputs, saved, .. } if slot.iter().all(Option::is_none) => {
+                    drop(saved);
+                    self.release_leaves(&inputs, &mut n_uses, &mut grads, on_leaf)?;
                 }
                 Node::Op { op, inputs, saved, n_outputs } => {
                     slot.resize(n_outputs, None);
                     let needs: SmallVec<[bool; 8]> = inputs.iter().map(Option::is_some).collect();
                     let input_grads = op.backward(&cx, saved, &mut slot, &needs)?;
                     drop(slot);
-                    for (source, grad) in inputs.into_iter().zip(input_grads) {
+                    for (source, grad) in inputs.iter().zip(input_grads) {
                         if let (Some(source), Some(grad)) = (source, grad) {
-                            grads.add(source, grad)?;
+                            grads.add(*source, grad)?;
                         }
                     }
+                    self.release_leaves(&inputs, &mut n_uses, &mut grads, on_leaf)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// How often each node that is a leaf is an input of an op.
+    fn leaf_uses(&self) -> Vec<usize> {
+        let mut n_uses = vec![0; self.nodes.len()];
+        for node in &self.nodes {
+            if let Node::Op { inputs, .. } = node {
+                inputs.iter().flatten().for_each(|source| n_uses[source.node] += 1);
+            }
+        }
+        n_uses
+    }
+
+    /// Hands out the gradients of those inputs of a finished op that are leaves and have no use left.
+    fn release_leaves(
+        &self,
+        inputs: &[Option<Source>],
+        n_uses: &mut [usize],
+        grads: &mut Grads,
+        on_leaf: &mut dyn FnMut(LeafId, Tensor) -> Result<()>,
+    ) -> Result<()> {
+        for source in inputs.iter().flatten() {
+            n_uses[source.node] -= 1;
+            let Node::Leaf(id) = &self.nodes[source.node] else { continue };
+            if n_uses[source.node] == 0
+                && let Some(grad) = grads.slots[source.node].first_mut().and_then(Option::take)
+            {
+                on_leaf(*id, grad)?;
             }
         }
         Ok(())

@@ -207,3 +207,79 @@ fn spread<R: Real>(g: &[R], pairs: &mut [R], (mode, n, c_out): (usize, usize, us
         },
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfmode_testkit::{Rng, assert_close};
+
+    /// Forward and both adjoints against dense complex loops, around the edges of blocks of modes.
+    fn check(batch: usize, modes: usize, c_in: usize, c_out: usize) {
+        let device = Device::cpu(2).unwrap();
+        let mut rng = Rng::new((batch * 1000 + modes * 100 + c_in * 10 + c_out) as u64);
+        let mut tensor = |shape: &[usize]| rng.tensor(&device, shape, Precision::F64);
+        let x = tensor(&[batch, 2, modes, c_in]);
+        let w = tensor(&[modes, c_in, 2 * c_out]);
+        let g = tensor(&[batch, 2, modes, c_out]);
+        let factor = 0.375;
+        let y = mode_mix_fwd(&device, &x, &w, Precision::F64, Purpose::Workspace).unwrap();
+        let (gx, gw) = mode_mix_bwd(&device, (&x, &w), &g, factor, Precision::F64).unwrap();
+        let [x, w, g, y, gx, gw] = [&x, &w, &g, &y, &gx, &gw].map(|it| it.to_vec::<f64>().unwrap());
+        let (mut want_y, mut want_gx, mut want_gw) = (vec![0.0; y.len()], vec![0.0; x.len()], vec![0.0; w.len()]);
+        for b in 0..batch {
+            for k in 0..modes {
+                for i in 0..c_in {
+                    for o in 0..c_out {
+                        let at_x = |part: usize| ((b * 2 + part) * modes + k) * c_in + i;
+                        let at_y = |part: usize| ((b * 2 + part) * modes + k) * c_out + o;
+                        let at_w = |part: usize| (k * c_in + i) * 2 * c_out + part * c_out + o;
+                        let (a, b) = (x[at_x(0)], x[at_x(1)]);
+                        let (c, d) = (w[at_w(0)], w[at_w(1)]);
+                        let (p, q) = (g[at_y(0)], g[at_y(1)]);
+                        want_y[at_y(0)] += a * c - b * d;
+                        want_y[at_y(1)] += a * d + b * c;
+                        want_gx[at_x(0)] += p * c + q * d;
+                        want_gx[at_x(1)] += q * c - p * d;
+                        want_gw[at_w(0)] += factor * (a * p + b * q);
+                        want_gw[at_w(1)] += factor * (a * q - b * p);
+                    }
+                }
+            }
+        }
+        let name = format!("batch {batch}, modes {modes}, channels {c_in} to {c_out}");
+        // Sums of at most a few hundred products in f64; a near cancellation of a whole result
+        // would have to cost three digits.
+        assert_close!(format!("y: {name}"), y, want_y, 1e-12);
+        assert_close!(format!("grad x: {name}"), gx, want_gx, 1e-12);
+        assert_close!(format!("grad w: {name}"), gw, want_gw, 1e-12);
+    }
+
+    #[test]
+    fn agrees_with_dense_complex_loops() {
+        for modes in [1, 15, 16, 17, 33] {
+            for (c_in, c_out) in [(1, 1), (3, 5), (7, 2), (1, 9), (33, 31)] {
+                for batch in [1, 2, 3] {
+                    check(batch, modes, c_in, c_out);
+                }
+            }
+        }
+        // Weights of one mode beyond a block's scalars: blocks of one mode.
+        check(1, 3, 131, 127);
+        check(2, 5, 61, 67);
+    }
+
+    #[test]
+    fn the_pieces_of_blocks_cover_everything() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
+            let device = Device::cpu(3).unwrap();
+            let mut rng = Rng::new(1);
+            let x = rng.tensor(&device, &[2, 2, 19, 3], precision);
+            let w = rng.tensor(&device, &[19, 3, 10], precision);
+            let y = mode_mix_fwd(&device, &x, &w, precision, Purpose::Workspace).unwrap();
+            let wide = [&x, &w].map(|it| it.cast(Precision::F64, Purpose::Workspace).unwrap());
+            let want = mode_mix_fwd(&device, &wide[0], &wide[1], Precision::F64, Purpose::Workspace).unwrap();
+            let tol = halfmode_testkit::tol(precision, 6);
+            assert_close!(precision, y.to_vec::<f64>().unwrap(), want.to_vec::<f64>().unwrap(), tol);
+        }
+    }
+}

@@ -1,2 +1,24 @@
-//! Training in mixed precision: losses, optimisers, loss scaling, checkpoints, reports
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
+
+mod accumulator;
+mod atomic;
+mod checkpoint;
+mod error;
+pub mod job;
+mod loss;
+mod metrics;
+mod optim;
+pub mod pictures;
+mod schedule;
+
+pub use atomic::{atomic_write, atomic_write_with};
+pub use checkpoint::{Array, Entry, Values, load_parameters, read_named, write_named};
+pub use error::{Corruption, Error};
+pub use loss::{H1Loss, LpLoss, Reduction, relative_h1, relative_l2};
+pub use metrics::{MetricsLog, read_metrics};
+pub use optim::{AdamW, AdamWConfig, AdamWKind, GradStats, Moments, clip_factor, grad_stats};
+pub use schedule::{Schedule, Scheduler, SchedulerState};
+
+/// The result of everything that can fail here.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,289 @@
+//! The configuration of a job, as users type it.
+
+use crate::job::JobError;
+use crate::{AdamWConfig, AdamWKind, Schedule};
+use halfmode_operators::FnoConfig;
+use halfmode_precision::{Compute, PrecisionConfig, PrecisionPolicy};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A whole job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobConfig {
+    /// Seed of the weights and of the order of samples.
+    #[serde(default)]
+    pub seed: u64,
+    /// Where the samples come from.
+    pub data: DataConfig,
+    /// What is trained.
+    pub model: ModelConfig,
+    /// Formats of numbers.
+    #[serde(default)]
+    pub precision: PrecisionConfig,
+    /// How long and on what loss.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// How weights move.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate moves.
+    #[serde(default)]
+    pub scheduler: Schedule,
+}
+
+/// Where the samples come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum DataConfig {
+    /// Generated Darcy flow.
+    Darcy(DarcyData),
+    /// Arrays in `.npz` files.
+    File(FileData),
+}
+
+/// Generated Darcy flow: `-div(a grad u) = 1` on the unit square.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DarcyData {
+    /// Training samples.
+    pub n_train: usize,
+    /// Test samples, the same functions at every resolution.
+    pub n_test: usize,
+    /// Points per axis in training.
+    pub resolution: usize,
+    /// Points per axis in testing.
+    pub test_resolutions: Vec<usize>,
+    /// Seed of the samples.
+    pub seed: u64,
+}
+
+impl Default for DarcyData {
+    fn default() -> Self {
+        DarcyData { n_train: 1000, n_test: 100, resolution: 64, test_resolutions: vec![64, 128], seed: 0 }
+    }
+}
+
+/// Arrays in `.npz` files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileData {
+    /// Training file.
+    pub train: PathBuf,
+    /// Test files.
+    pub test: Vec<PathBuf>,
+    /// Key of the input array.
+    #[serde(default = "default_input")]
+    pub input: String,
+    /// Key of the output array.
+    #[serde(default = "default_output")]
+    pub output: String,
+    /// Where the channels are.
+    #[serde(default)]
+    pub layout: FileLayout,
+}
+
+fn default_input() -> String {
+    "x".to_owned()
+}
+
+fn default_output() -> String {
+    "y".to_owned()
+}
+
+/// Where the channels of an array in a file are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileLayout {
+    /// `[n, channels, n_1, …]`
+    #[default]
+    ChannelsFirst,
+    /// `[n, n_1, …, channels]`
+    ChannelsLast,
+    /// `[n, n_1, …]`: one channel.
+    NoChannels,
+}
+
+impl FileLayout {
+    pub(crate) fn in_file(self) -> halfmode_data::ChannelLayout {
+        match self {
+            FileLayout::ChannelsFirst => halfmode_data::ChannelLayout::ChannelsFirst,
+            FileLayout::ChannelsLast => halfmode_data::ChannelLayout::ChannelsLast,
+            FileLayout::NoChannels => halfmode_data::ChannelLayout::NoChannels,
+        }
+    }
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ModelConfig {
+    /// A Fourier neural operator.
+    Fno(FnoConfig),
+}
+
+impl ModelConfig {
+    /// The Fourier neural operator's configuration.
+    #[must_use]
+    pub fn fno(&self) -> &FnoConfig {
+        let ModelConfig::Fno(config) = self;
+        config
+    }
+}
+
+/// Training and test loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossKind {
+    /// Relative L2.
+    #[default]
+    L2,
+    /// Relative H1.
+    H1,
+}
+
+/// How long and on what loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over the training samples.
+    pub epochs: u64,
+    /// Samples per step.
+    pub batch_size: usize,
+    /// What is minimised, on normalised fields, summed over the batch.
+    pub loss: LossKind,
+    /// Largest norm of all gradients together; larger ones are scaled down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_grad_norm: Option<f64>,
+    /// Epochs between checkpoints.
+    pub checkpoint_every: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig { epochs: 15, batch_size: 8, loss: LossKind::L2, clip_grad_norm: None, checkpoint_every: 1 }
+    }
+}
+
+/// Which AdamW.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OptimizerKind {
+    /// torch's.
+    #[default]
+    #[serde(rename = "adamw")]
+    Torch,
+    /// neuraloperator's.
+    #[serde(rename = "adamw-neuralop")]
+    Neuralop,
+}
+
+/// How weights move.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Which AdamW.
+    pub kind: OptimizerKind,
+    /// Step size.
+    pub learning_rate: f64,
+    /// Decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment; absent: the kind's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f64>,
+    /// Decoupled decay.
+    pub weight_decay: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        let kind = OptimizerKind::Torch;
+        OptimizerConfig { kind, learning_rate: 1e-3, betas: [0.9, 0.999], eps: None, weight_decay: 1e-4 }
+    }
+}
+
+impl OptimizerConfig {
+    pub(crate) fn adamw(&self) -> AdamWConfig {
+        let mut config = AdamWConfig::new(match self.kind {
+            OptimizerKind::Torch => AdamWKind::Torch,
+            OptimizerKind::Neuralop => AdamWKind::Neuralop,
+        });
+        config.learning_rate = self.learning_rate;
+        config.betas = self.betas;
+        config.weight_decay = self.weight_decay;
+        config.eps = self.eps.unwrap_or(config.eps);
+        config
+    }
+}
+
+/// The largest number of samples, epochs or points per axis in a configuration: larger ones are
+/// typing errors.
+const MAX_COUNT: u64 = 1 << 24;
+
+impl JobConfig {
+    /// The job of `halfmode train darcy`: neuraloperator's Darcy design at 64x64 in mixed precision.
+    #[must_use]
+    pub fn darcy() -> Self {
+        let mut fno = FnoConfig::new(&[32, 32], 32);
+        fno.stabilizer = halfmode_operators::StabilizerKind::Tanh;
+        JobConfig {
+            seed: 0,
+            data: DataConfig::Darcy(DarcyData::default()),
+            model: ModelConfig::Fno(fno),
+            precision: PrecisionConfig::default(),
+            train: TrainConfig { loss: LossKind::H1, ..TrainConfig::default() },
+            optimizer: OptimizerConfig { learning_rate: 5e-3, ..OptimizerConfig::default() },
+            scheduler: Schedule::Step { step_size: 5, gamma: 0.5 },
+        }
+    }
+
+    /// Checks every value that can be checked without reading data.
+    ///
+    /// # Errors
+    /// [`JobError::Config`], [`JobError::Model`] or [`JobError::Precision`].
+    pub fn validate(&self) -> Result<PrecisionPolicy, JobError> {
+        let bad = |key: &str, why: &str| Err(JobError::Config { key: key.to_owned(), why: why.to_owned() });
+        self.model.fno().validate()?;
+        let policy = self.precision.resolve()?;
+        if policy.compute == Compute::Tf32 {
+            return bad("precision.compute", "tf32 exists on a GPU only, and this build has no GPU backend: use \"f32\"");
+        }
+        if !(1..=MAX_COUNT).contains(&self.train.epochs) {
+            return bad("train.epochs", "must be between 1 and 16777216");
+        }
+        if !(1..=MAX_COUNT as usize).contains(&self.train.batch_size) {
+            return bad("train.batch_size", "must be between 1 and 16777216");
+        }
+        if !(1..=MAX_COUNT).contains(&self.train.checkpoint_every) {
+            return bad("train.checkpoint_every", "must be between 1 and 16777216");
+        }
+        if self.train.clip_grad_norm.is_some_and(|norm| !(norm.is_finite() && norm > 0.0)) {
+            return bad("train.clip_grad_norm", "must be positive");
+        }
+        if let DataConfig::Darcy(darcy) = &self.data {
+            for (key, value) in [("data.n_train", darcy.n_train), ("data.n_test", darcy.n_test)] {
+                if !(1..=1 << 20).contains(&value) {
+                    return bad(key, "must be between 1 and 1048576");
+                }
+            }
+            let resolutions = std::iter::once(&darcy.resolution).chain(&darcy.test_resolutions);
+            if resolutions.into_iter().any(|n| !(2..=halfmode_data::DarcySolver::MAX_RESOLUTION).contains(n)) {
+                return bad("data.resolution", "resolutions must be between 2 and 1024");
+            }
+            if darcy.test_resolutions.is_empty() {
+                return bad("data.test_resolutions", "needs at least one resolution");
+            }
+            let model = self.model.fno();
+            if model.n_modes.len() != 2 || model.in_channels != 1 || model.out_channels != 1 {
+                return bad("model", "Darcy data have two axes and one channel in and out");
+            }
+        }
+        if let DataConfig::File(file) = &self.data
+            && file.test.is_empty()
+        {
+            return bad("data.test", "needs at least one file");
+        }
+        self.optimizer.adamw().validate()?;
+        self.scheduler.validate()?;
+        Ok(policy)
+    }
+}

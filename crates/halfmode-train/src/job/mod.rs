@@ -1,0 +1,23 @@
+//! A whole training job: from a configuration to a run directory.
+
+mod config;
+mod error;
+mod fields;
+mod model_file;
+mod observer;
+mod plan;
+mod run;
+mod run_report;
+mod trainer;
+
+pub use config::{
+    DarcyData, DataConfig, FileData, JobConfig, LossKind, ModelConfig, OptimizerConfig, OptimizerKind, TrainConfig,
+};
+pub use error::JobError;
+pub use fields::{DataShapes, FieldShape, JobData, data_shapes, load_data};
+pub use model_file::{Model, Normalisers};
+pub use observer::{EpochRecord, Evaluation, Observer, Progress, Quiet};
+pub use plan::{JobPlan, PlanOp, plan};
+pub use run::{Run, RunOptions, StopReason, Summary, render_panels};
+pub use run_report::write_report;
+pub use trainer::{StepRecord, TrainState, Trainer};

@@ -1,0 +1,193 @@
+//! Model files: what `predict` and `eval` read, and how fields are normalised.
+
+use crate::job::{JobError, ModelConfig};
+use crate::{Array, load_parameters, read_named};
+use halfmode_autograd::{Cx, Tape};
+use halfmode_data::{FieldPairs, UnitGaussian};
+use halfmode_nn::{Module, Params};
+use halfmode_operators::Fno;
+use halfmode_precision::{PrecisionConfig, PrecisionPolicy};
+use halfmode_tensor::{Device, Purpose, Tensor};
+use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The newest layout of the metadata that this version writes and reads.
+pub(crate) const FORMAT_VERSION: u64 = 1;
+
+/// How fields are normalised, per channel, fitted on training data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Normalisers {
+    /// Of inputs.
+    pub input: UnitGaussian,
+    /// Of outputs.
+    pub output: UnitGaussian,
+}
+
+impl Normalisers {
+    /// Per-channel mean and standard deviation of these samples.
+    ///
+    /// # Errors
+    /// Those of fitting.
+    pub fn fit(pairs: &FieldPairs) -> Result<Self, JobError> {
+        Ok(Normalisers {
+            input: UnitGaussian::fit_per_channel(&pairs.x().view())?,
+            output: UnitGaussian::fit_per_channel(&pairs.y().view())?,
+        })
+    }
+
+    /// Mean 0 and standard deviation 1, for planning.
+    ///
+    /// # Errors
+    /// Never for positive channel counts.
+    pub fn identity(c_in: usize, c_out: usize, n_axes: usize) -> Result<Self, JobError> {
+        let one = |channels: usize| -> Result<UnitGaussian, JobError> {
+            let mut extents = vec![1; n_axes + 2];
+            extents[1] = channels;
+            let shape = IxDyn(&extents);
+            let dims: Vec<usize> = (0..n_axes + 2).filter(|&dim| dim != 1).collect();
+            let (mean, std) = (ArrayD::zeros(shape.clone()), ArrayD::ones(shape));
+            Ok(UnitGaussian::from_parts(mean, std, UnitGaussian::EPS, dims)?)
+        };
+        Ok(Normalisers { input: one(c_in)?, output: one(c_out)? })
+    }
+}
+
+/// The JSON object under `halfmode` in a model file's metadata.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Metadata {
+    pub(crate) format_version: u64,
+    /// The model's constructor arguments.
+    pub(crate) config: ModelConfig,
+    /// Absent for imported models that take and give raw fields.
+    #[serde(default)]
+    pub(crate) normalisers: Option<Normalisers>,
+    #[serde(default)]
+    pub(crate) precision: PrecisionConfig,
+    /// The whole job, for checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) job: Option<crate::job::JobConfig>,
+    /// Where the run was, for checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) state: Option<crate::job::TrainState>,
+}
+
+/// Reads a file and its metadata.
+pub(crate) fn read_model_file(path: &Path) -> Result<(BTreeMap<String, Array>, Metadata), JobError> {
+    let bad = |why: String| JobError::ModelFile { path: path.to_owned(), why };
+    let (arrays, metadata) = read_named(path).map_err(|err| bad(err.to_string()))?;
+    if metadata.is_null() {
+        return Err(bad("has no `halfmode` metadata: it was not written by halfmode".to_owned()));
+    }
+    let version = metadata.get("format_version").and_then(serde_json::Value::as_u64);
+    if version != Some(FORMAT_VERSION) {
+        let found = version.map_or("none".to_owned(), |it| it.to_string());
+        return Err(bad(format!("has format version {found}, this program reads {FORMAT_VERSION}")));
+    }
+    let metadata = serde_json::from_value(metadata).map_err(|err| bad(format!("its metadata cannot be used: {err}")))?;
+    Ok((arrays, metadata))
+}
+
+/// A trained model, ready for inference.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    normalisers: Option<Normalisers>,
+    device: Device,
+    policy: Arc<PrecisionPolicy>,
+    fno: Fno,
+    params: Params,
+}
+
+impl Model {
+    /// Reads a model file or checkpoint. `precision` replaces the file's own.
+    ///
+    /// # Errors
+    /// [`JobError::ModelFile`] if it cannot be read or does not fit its own configuration.
+    pub fn load(path: &Path, device: &Device, precision: Option<&PrecisionConfig>) -> Result<Self, JobError> {
+        let (arrays, metadata) = read_model_file(path)?;
+        let bad = |why: String| JobError::ModelFile { path: path.to_owned(), why };
+        let policy = Arc::new(precision.unwrap_or(&metadata.precision).resolve()?);
+        let fno = Fno::new(metadata.config.fno().clone()).map_err(|err| bad(err.to_string()))?;
+        let mut params = Params::new(device, fno.param_specs(), &policy, 0)?;
+        load_parameters(&mut params, &arrays).map_err(|err| bad(err.to_string()))?;
+        let (config, normalisers) = (metadata.config, metadata.normalisers);
+        Ok(Model { config, normalisers, device: device.clone(), policy, fno, params })
+    }
+
+    /// The model's configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// How it normalises fields.
+    #[must_use]
+    pub fn normalisers(&self) -> Option<&Normalisers> {
+        self.normalisers.as_ref()
+    }
+
+    /// The formats it computes in.
+    #[must_use]
+    pub fn policy(&self) -> &PrecisionPolicy {
+        &self.policy
+    }
+
+    /// The parameters.
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Predicts outputs for raw inputs.
+    ///
+    /// # Shapes
+    /// - `x`: `[n, in_channels, n_1, …, n_d]`
+    /// - returns `[n, out_channels, n_1, …, n_d]`
+    ///
+    /// # Errors
+    /// [`JobError::DataShape`] if `x` has other axes or channels, those of the model and of memory.
+    pub fn predict(&self, x: &ArrayViewD<'_, f32>, batch: usize) -> Result<ArrayD<f32>, JobError> {
+        let fno = self.config.fno();
+        if x.ndim() != fno.n_modes.len() + 2 || x.shape()[1] != fno.in_channels {
+            let expected = format!("[n, {}, {} spatial axes]", fno.in_channels, fno.n_modes.len());
+            return Err(JobError::DataShape { what: "the input".to_owned(), found: x.shape().to_vec(), expected });
+        }
+        let mut extents = x.shape().to_vec();
+        extents[1] = fno.out_channels;
+        let mut out = ArrayD::zeros(IxDyn(&extents));
+        for (start, mut target) in (0..x.len_of(Axis(0))).step_by(batch.max(1)).zip(out.axis_chunks_iter_mut(Axis(0), batch.max(1))) {
+            let end = (start + batch.max(1)).min(x.len_of(Axis(0)));
+            let mut input = x.slice_axis(Axis(0), ndarray::Slice::from(start..end)).as_standard_layout().into_owned();
+            if let Some(normalisers) = &self.normalisers {
+                normalisers.input.encode(&mut input.view_mut())?;
+            }
+            let precision = halfmode_precision::Precision::F32.min(self.policy.pointwise.storage);
+            let input = Tensor::from_ndarray(&self.device, input.view(), precision, Purpose::Data)?;
+            let mut tape = Tape::new(Cx::inference(&self.device, &self.policy));
+            let weights = self.params.leaves(&mut tape);
+            let input = tape.constant(input);
+            let mut prediction = self.fno.forward(&mut tape, &weights, &[&input])?.value().to_ndarray::<f32>()?;
+            if let Some(normalisers) = &self.normalisers {
+                normalisers.output.decode(&mut prediction.view_mut())?;
+            }
+            target.assign(&prediction);
+        }
+        Ok(out)
+    }
+
+    /// Mean relative errors on samples.
+    ///
+    /// # Errors
+    /// Those of [`Model::predict`].
+    pub fn evaluate(&self, pairs: &FieldPairs, batch: usize) -> Result<(crate::job::Evaluation, ArrayD<f32>), JobError> {
+        let prediction = self.predict(&pairs.x().view(), batch)?;
+        let (got, want) = (prediction.as_slice().unwrap_or_default(), pairs.y().as_slice().unwrap_or_default());
+        let mean = |errors: Vec<f64>| errors.iter().sum::<f64>() / errors.len().max(1) as f64;
+        let l2 = mean(crate::relative_l2(got, want, pairs.len())?);
+        let h1 = mean(crate::relative_h1(got, want, pairs.y().shape(), &[])?);
+        Ok((crate::job::Evaluation { l2, h1 }, prediction))
+    }
+}

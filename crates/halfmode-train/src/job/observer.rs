@@ -1,0 +1,83 @@
+//! What a job tells while it runs.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Errors on one test set.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Mean relative L2 error over samples, on de-normalised fields.
+    pub l2: f64,
+    /// Mean relative H1 error over samples.
+    pub h1: f64,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// The epoch, from 1.
+    pub epoch: u64,
+    /// Steps done since the start, skipped ones included.
+    pub step: u64,
+    /// Mean training loss per sample over the steps that were applied.
+    pub loss: f64,
+    /// By resolution.
+    pub eval: BTreeMap<String, Evaluation>,
+    /// Step size during the epoch.
+    pub learning_rate: f64,
+    /// Loss scale at the end of the epoch.
+    pub loss_scale: f64,
+    /// Steps skipped since the start.
+    pub skipped_steps: u64,
+    /// Training samples per second of this epoch, evaluation not counted.
+    pub samples_per_s: f64,
+    /// Seconds since the start of the run, all sessions together.
+    pub seconds: f64,
+    /// The ledger's peak so far.
+    pub peak_bytes: usize,
+}
+
+/// Where a run is, for a progress line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// The epoch, from 1.
+    pub epoch: u64,
+    /// Epochs in all.
+    pub n_epochs: u64,
+    /// Steps done since the start.
+    pub step: u64,
+    /// Steps in all.
+    pub n_steps: u64,
+    /// Mean training loss per sample in this epoch so far.
+    pub loss: f64,
+    /// Newest test error, by resolution.
+    pub eval: BTreeMap<String, Evaluation>,
+    /// Samples per second of this session.
+    pub samples_per_s: f64,
+    /// Bytes live and at most.
+    pub live_bytes: usize,
+    /// The ledger's peak.
+    pub peak_bytes: usize,
+    /// Loss scale now.
+    pub loss_scale: f64,
+    /// Steps skipped since the start.
+    pub skipped_steps: u64,
+    /// Seconds left, by the pace of this session.
+    pub seconds_left: f64,
+}
+
+/// Watches a run.
+pub trait Observer {
+    /// Called after every step.
+    fn step(&mut self, _progress: &Progress) {}
+    /// Called after every epoch, evaluation included.
+    fn epoch(&mut self, _record: &EpochRecord, _n_epochs: u64) {}
+    /// Called with a sentence about something worth knowing.
+    fn note(&mut self, _text: &str) {}
+}
+
+/// Watches nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quiet;
+
+impl Observer for Quiet {}

@@ -1,0 +1,436 @@
+//! A run: the loop over epochs, and the directory it writes.
+
+use crate::job::model_file::{FORMAT_VERSION, Metadata, read_model_file};
+use crate::job::{
+    EpochRecord, Evaluation, JobConfig, JobData, JobError, JobPlan, Observer, Progress, TrainState, Trainer, plan,
+    write_report,
+};
+use crate::pictures::{Field, prediction_png};
+use crate::{MetricsLog, atomic_write, write_named};
+use halfmode_data::shuffled;
+use halfmode_tensor::Device;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Why a run was asked to stop early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Ctrl-C.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
+/// How a run directory is taken.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The directory.
+    pub out: PathBuf,
+    /// Go on from its newest checkpoint.
+    pub resume: bool,
+    /// Write into it although it is not empty.
+    pub force: bool,
+    /// Facts about machine and versions, for `environment.json` and the report.
+    pub environment: BTreeMap<String, String>,
+    /// Test samples to draw per test set.
+    pub n_plots: usize,
+}
+
+/// `summary.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Whether all epochs were done.
+    pub finished: bool,
+    /// Epochs done.
+    pub epochs: u64,
+    /// Steps done, skipped ones included.
+    pub steps: u64,
+    /// Seconds of all sessions.
+    pub seconds: f64,
+    /// The ledger's peak.
+    pub peak_bytes: usize,
+    /// What planning said it would be.
+    pub planned_peak_bytes: usize,
+    /// Most bytes of saved values, activations and scratch at once.
+    pub peak_activation_bytes: usize,
+    /// Real scalars of all parameters.
+    pub n_parameters: usize,
+    /// Steps skipped because something was not finite.
+    pub skipped_steps: u64,
+    /// Loss scale at the end.
+    pub final_loss_scale: f64,
+    /// Errors by resolution.
+    pub eval: BTreeMap<String, Evaluation>,
+}
+
+/// A job with its directory.
+#[derive(Debug)]
+pub struct Run {
+    trainer: Trainer,
+    plan: JobPlan,
+    options: RunOptions,
+    metrics: MetricsLog,
+    eval: BTreeMap<String, Evaluation>,
+    /// The ledger's activation peak over training steps.
+    peak_activation_bytes: usize,
+    peak_bytes: usize,
+}
+
+/// Checkpoints of steps that are kept besides `latest` and `best`.
+const KEPT_CHECKPOINTS: usize = 2;
+
+impl Run {
+    /// Prepares the directory and the trainer.
+    ///
+    /// # Errors
+    /// [`JobError::OutNotEmpty`], [`JobError::NothingToResume`], and those of [`Trainer::new`].
+    pub fn new(config: JobConfig, device: &Device, data: JobData, options: RunOptions) -> Result<Self, JobError> {
+        let out = &options.out;
+        let is_empty = std::fs::read_dir(out).map(|mut entries| entries.next().is_none()).unwrap_or(true);
+        if !is_empty && !options.resume && !options.force {
+            return Err(JobError::OutNotEmpty { path: out.clone() });
+        }
+        let shapes = data.shapes();
+        let plan = plan(&config, &shapes, device.n_threads())?;
+        let mut trainer = Trainer::new(config.clone(), device, &shapes, Some(data))?;
+        for folder in [out.clone(), out.join("checkpoints"), out.join("plots")] {
+            std::fs::create_dir_all(&folder).map_err(|err| crate::Error::write(&folder, err))?;
+        }
+        let metrics_path = out.join("metrics.jsonl");
+        let metrics = if options.resume {
+            let state = resume(&mut trainer, out)?;
+            MetricsLog::resume(&metrics_path, |record| {
+                record.get("epoch").and_then(serde_json::Value::as_u64).is_some_and(|epoch| epoch <= state.epoch)
+            })?
+        } else {
+            // A forced run starts over: old checkpoints must not be resumed by mistake.
+            remove_checkpoints(out)?;
+            MetricsLog::create(&metrics_path)?
+        };
+        let text = toml::to_string(&config).map_err(|err| JobError::Config { key: "config".to_owned(), why: err.to_string() })?;
+        atomic_write(out.join("config.toml"), text.as_bytes())?;
+        let environment = serde_json::to_vec_pretty(&options.environment).unwrap_or_default();
+        atomic_write(out.join("environment.json"), &environment)?;
+        Ok(Run { trainer, plan, options, metrics, eval: BTreeMap::new(), peak_activation_bytes: 0, peak_bytes: 0 })
+    }
+
+    /// What planning said.
+    #[must_use]
+    pub fn plan(&self) -> &JobPlan {
+        &self.plan
+    }
+
+    /// The trainer.
+    #[must_use]
+    pub fn trainer(&self) -> &Trainer {
+        &self.trainer
+    }
+
+    /// Trains to the end or until `stop` says so; then saves, draws and writes the report.
+    ///
+    /// # Errors
+    /// [`JobError::Diverged`] with the newest checkpoint, and those of writing files.
+    pub fn train(
+        &mut self,
+        observer: &mut dyn Observer,
+        stop: &dyn Fn() -> Option<StopReason>,
+    ) -> Result<(Summary, Option<StopReason>), JobError> {
+        let session = Session { start: Instant::now(), before: self.trainer.state().seconds, first_step: self.trainer.state().step };
+        let outcome = self.epochs(observer, stop, &session);
+        self.trainer.state.seconds = session.seconds();
+        match outcome {
+            Ok(stopped) => {
+                let summary = self.finish(stopped)?;
+                Ok((summary, stopped))
+            }
+            Err(JobError::Diverged { epoch, step, why, .. }) => {
+                let latest = self.options.out.join("checkpoints/latest");
+                let checkpoint = latest.exists().then_some(latest);
+                // The directory still tells how far the run came; a second failure changes nothing.
+                let written = self.write_summary(false).and_then(|_| write_report(&self.options.out).map(|_| ()));
+                if let Err(err) = written {
+                    observer.note(&format!("the summary could not be written: {err}"));
+                }
+                Err(JobError::Diverged { epoch, step, why, checkpoint })
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    fn epochs(
+        &mut self,
+        observer: &mut dyn Observer,
+        stop: &dyn Fn() -> Option<StopReason>,
+        session: &Session,
+    ) -> Result<Option<StopReason>, JobError> {
+        let n_epochs = self.trainer.config().train.epochs;
+        let batch_size = self.trainer.config().train.batch_size;
+        let device = self.trainer.device().clone();
+        while self.trainer.state().epoch < n_epochs {
+            let epoch = self.trainer.state().epoch;
+            let order = shuffled(self.trainer.n_train(), self.trainer.config().seed, epoch);
+            let (start, first_batch) = (Instant::now(), self.trainer.state().batch);
+            device.reset_peak();
+            for indices in order.chunks(batch_size).skip(first_batch as usize) {
+                if let Some(reason) = stop() {
+                    self.note_peaks();
+                    self.save(session)?;
+                    return Ok(Some(reason));
+                }
+                self.trainer.step(indices)?;
+                self.trainer.state.batch += 1;
+                observer.step(&self.progress(session));
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            self.peak_activation_bytes = self.peak_activation_bytes.max(device.memory().activations.peak);
+            let n_samples = order.len() - (first_batch as usize * batch_size).min(order.len());
+            let learning_rate = self.trainer.learning_rate();
+            let loss = self.mean_loss();
+            self.eval = self.trainer.evaluate_all()?;
+            self.note_peaks();
+            let metric = self.first_test_error();
+            self.trainer.end_epoch(metric)?;
+            let state = self.trainer.state();
+            let record = EpochRecord {
+                epoch: state.epoch,
+                step: state.step,
+                loss,
+                eval: self.eval.clone(),
+                learning_rate,
+                loss_scale: self.trainer.loss_scale(),
+                skipped_steps: state.skipped_steps,
+                samples_per_s: n_samples as f64 / seconds.max(1e-9),
+                seconds: session.seconds(),
+                peak_bytes: self.peak_bytes,
+            };
+            self.metrics.append(&record)?;
+            observer.epoch(&record, n_epochs);
+            let is_best = metric.is_some_and(|error| self.trainer.state().best.is_none_or(|best| error < best));
+            if is_best {
+                self.trainer.state.best = metric;
+            }
+            let every = self.trainer.config().train.checkpoint_every;
+            if is_best || record.epoch % every == 0 || record.epoch == n_epochs {
+                self.save(session)?;
+            }
+            if is_best {
+                self.save_best()?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn first_test_error(&self) -> Option<f64> {
+        let label = self.trainer.test_labels().next()?;
+        self.eval.get(label).map(|errors| errors.l2).filter(|error| error.is_finite())
+    }
+
+    fn mean_loss(&self) -> f64 {
+        let state = self.trainer.state();
+        state.loss_sum / (state.loss_samples.max(1)) as f64
+    }
+
+    fn note_peaks(&mut self) {
+        self.peak_bytes = self.peak_bytes.max(self.trainer.device().memory().total.peak);
+    }
+
+    fn progress(&self, session: &Session) -> Progress {
+        let (state, config) = (self.trainer.state(), self.trainer.config());
+        let n_steps = self.trainer.steps_per_epoch() * config.train.epochs;
+        let done = (state.step - session.first_step).max(1) as f64;
+        let elapsed = session.start.elapsed().as_secs_f64();
+        let memory = self.trainer.device().memory();
+        Progress {
+            epoch: state.epoch + 1,
+            n_epochs: config.train.epochs,
+            step: state.step,
+            n_steps,
+            loss: self.mean_loss(),
+            eval: self.eval.clone(),
+            samples_per_s: done * config.train.batch_size as f64 / elapsed.max(1e-9),
+            live_bytes: memory.total.live,
+            peak_bytes: memory.total.peak.max(self.peak_bytes),
+            loss_scale: self.trainer.loss_scale(),
+            skipped_steps: state.skipped_steps,
+            seconds_left: elapsed / done * n_steps.saturating_sub(state.step) as f64,
+        }
+    }
+
+    fn metadata(&self, state: Option<TrainState>) -> Result<serde_json::Value, JobError> {
+        let config = self.trainer.config();
+        let metadata = Metadata {
+            format_version: FORMAT_VERSION,
+            config: config.model.clone(),
+            normalisers: Some(self.trainer.normalisers().clone()),
+            precision: config.precision.clone(),
+            job: Some(config.clone()),
+            state,
+        };
+        serde_json::to_value(metadata).map_err(|source| crate::Error::ToJson { what: "the metadata", source }.into())
+    }
+
+    /// Writes a checkpoint and points `latest` to it.
+    fn save(&mut self, session: &Session) -> Result<(), JobError> {
+        self.trainer.state.seconds = session.seconds();
+        let folder = self.options.out.join("checkpoints");
+        let state = self.trainer.snapshot();
+        let path = folder.join(format!("step-{:08}.safetensors", state.step));
+        write_named(&path, &self.trainer.entries()?, &self.metadata(Some(state))?)?;
+        link(&path, &folder.join("latest"))?;
+        let mut old = step_files(&folder);
+        old.truncate(old.len().saturating_sub(KEPT_CHECKPOINTS));
+        for path in old {
+            std::fs::remove_file(&path).map_err(|err| crate::Error::write(&path, err))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the model alone.
+    fn save_best(&self) -> Result<(), JobError> {
+        let entries = crate::Entry::parameters(self.trainer.params())?;
+        Ok(write_named(self.options.out.join("checkpoints/best"), &entries, &self.metadata(None)?)?)
+    }
+
+    fn write_summary(&self, finished: bool) -> Result<Summary, JobError> {
+        let state = self.trainer.state();
+        let summary = Summary {
+            finished,
+            epochs: state.epoch,
+            steps: state.step,
+            seconds: state.seconds,
+            peak_bytes: self.peak_bytes.max(self.trainer.device().memory().total.peak),
+            planned_peak_bytes: self.plan.peak_bytes(),
+            peak_activation_bytes: self.peak_activation_bytes,
+            n_parameters: self.trainer.params().n_scalars(),
+            skipped_steps: state.skipped_steps,
+            final_loss_scale: self.trainer.loss_scale(),
+            eval: self.eval.clone(),
+        };
+        let text = serde_json::to_vec_pretty(&summary).unwrap_or_default();
+        atomic_write(self.options.out.join("summary.json"), &text)?;
+        let memory: Vec<_> = self.trainer.device().memory().iter().map(|(purpose, usage)| (purpose.name(), usage.live, usage.peak)).collect();
+        let planned: Vec<_> = self.plan.memory.iter().map(|(purpose, usage)| (purpose.name(), usage.peak)).collect();
+        let memory = serde_json::json!({ "purposes": memory, "planned": planned });
+        atomic_write(self.options.out.join("memory.json"), memory.to_string().as_bytes())?;
+        Ok(summary)
+    }
+
+    fn finish(&mut self, stopped: Option<StopReason>) -> Result<Summary, JobError> {
+        if self.eval.is_empty() {
+            self.eval = self.trainer.evaluate_all()?;
+        }
+        let summary = self.write_summary(stopped.is_none())?;
+        self.draw()?;
+        write_report(&self.options.out)?;
+        Ok(summary)
+    }
+
+    /// Draws the first test samples of every test set.
+    fn draw(&self) -> Result<(), JobError> {
+        let trainer = &self.trainer;
+        for (idx, label) in trainer.test_labels().enumerate() {
+            let test = trainer.test(idx);
+            let grid = &test.shape.grid;
+            let n_points: usize = grid.iter().product();
+            for sample in 0..self.options.n_plots.min(test.shape.n) {
+                let prediction = trainer.predict(test, &[sample])?;
+                let mut input = crate::job::fields::gather(test.x(), &[sample])?.to_ndarray::<f32>()?;
+                trainer.normalisers().input.decode(&mut input.view_mut())?;
+                let input = input.into_raw_vec_and_offset().0;
+                let truth = crate::job::fields::gather(test.y(), &[sample])?.to_vec::<f32>()?;
+                let png = render_panels(&input[..n_points], &truth[..n_points], &prediction[..n_points], grid)?;
+                atomic_write(self.options.out.join(format!("plots/{label}-sample-{sample}.png")), &png)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The four panels of one sample: input, truth, prediction, error.
+///
+/// # Errors
+/// [`JobError::Config`] if the fields cannot be drawn.
+pub fn render_panels(input: &[f32], truth: &[f32], prediction: &[f32], grid: &[usize]) -> Result<Vec<u8>, JobError> {
+    let draw = || -> Result<Vec<u8>, crate::pictures::Error> {
+        let field = |data| Field::central(data, grid);
+        prediction_png(field(input)?, field(truth)?, field(prediction)?)
+    };
+    draw().map_err(|err| JobError::Config { key: "plots".to_owned(), why: err.to_string() })
+}
+
+/// Time of a session on top of earlier ones.
+struct Session {
+    start: Instant,
+    before: f64,
+    first_step: u64,
+}
+
+impl Session {
+    fn seconds(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+}
+
+/// Restores the newest checkpoint that can be read: `latest`, else the newest step.
+fn resume(trainer: &mut Trainer, out: &Path) -> Result<TrainState, JobError> {
+    let folder = out.join("checkpoints");
+    let mut candidates = vec![folder.join("latest")];
+    candidates.extend(step_files(&folder).into_iter().rev());
+    candidates.retain(|path| path.exists());
+    let mut first_error = None;
+    for path in candidates {
+        match read_model_file(&path) {
+            Ok((arrays, metadata)) => {
+                let bad = |why: &str| JobError::ModelFile { path: path.clone(), why: why.to_owned() };
+                let state = metadata.state.ok_or_else(|| bad("holds a model but no training state"))?;
+                let normalisers = metadata.normalisers.ok_or_else(|| bad("holds no normalisers"))?;
+                if metadata.config != trainer.config().model {
+                    return Err(bad("was written for another model than the configuration describes"));
+                }
+                trainer.restore(&arrays, state.clone(), normalisers)?;
+                return Ok(state);
+            }
+            Err(err) => {
+                first_error.get_or_insert(err);
+            }
+        }
+    }
+    Err(first_error.unwrap_or(JobError::NothingToResume { path: out.to_owned() }))
+}
+
+/// The step checkpoints of a folder, oldest first.
+fn step_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_step = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
+    };
+    let mut files: Vec<PathBuf> = entries.filter(is_step).collect();
+    files.sort();
+    files
+}
+
+fn remove_checkpoints(out: &Path) -> Result<(), JobError> {
+    let folder = out.join("checkpoints");
+    let mut old = step_files(&folder);
+    old.extend([folder.join("latest"), folder.join("best")]);
+    for path in old.into_iter().filter(|path| path.exists()) {
+        std::fs::remove_file(&path).map_err(|err| crate::Error::write(&path, err))?;
+    }
+    Ok(())
+}
+
+/// Makes `to` another name of `from`, atomically; a copy where the file system has no links.
+fn link(from: &Path, to: &Path) -> Result<(), JobError> {
+    let temporary = to.with_extension("tmp");
+    let failed = |err| crate::Error::write(to, err);
+    match std::fs::remove_file(&temporary) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(failed(err).into()),
+        _ => {}
+    }
+    if std::fs::hard_link(from, &temporary).is_err() {
+        std::fs::copy(from, &temporary).map_err(failed)?;
+    }
+    Ok(std::fs::rename(&temporary, to).map_err(failed)?)
+}

@@ -1,0 +1,236 @@
+//! The report of a run, made from the files of its directory alone.
+
+use crate::job::{EpochRecord, JobConfig, JobError, LossKind, Summary};
+use crate::pictures::{
+    Chart, Evaluation, Image, Line, LossScale, MemoryRow, Outcome, Report, Series, Table, YAxis, report_html,
+};
+use crate::{atomic_write, read_metrics};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Writes `report.html` of a run directory and returns its path.
+///
+/// # Errors
+/// Those of reading `config.toml`, `metrics.jsonl` and `summary.json`, and of writing.
+pub fn write_report(out: &Path) -> Result<PathBuf, JobError> {
+    let path = out.join("report.html");
+    atomic_write(&path, report_html(&gather(out)?).as_bytes())?;
+    Ok(path)
+}
+
+fn read(path: &Path) -> Result<String, JobError> {
+    Ok(std::fs::read_to_string(path).map_err(|err| crate::Error::read(path, err))?)
+}
+
+fn bad(path: &Path, why: impl std::fmt::Display) -> JobError {
+    JobError::ModelFile { path: path.to_owned(), why: why.to_string() }
+}
+
+fn gather(out: &Path) -> Result<Report, JobError> {
+    let config_path = out.join("config.toml");
+    let config_text = read(&config_path)?;
+    let config: JobConfig = toml::from_str(&config_text).map_err(|err| bad(&config_path, err))?;
+    let summary_path = out.join("summary.json");
+    let summary: Summary = serde_json::from_str(&read(&summary_path)?).map_err(|err| bad(&summary_path, err))?;
+    let metrics_path = out.join("metrics.jsonl");
+    let records = read_metrics(&metrics_path)?
+        .into_iter()
+        .map(|record| serde_json::from_value(record.into()).map_err(|err| bad(&metrics_path, err)))
+        .collect::<Result<Vec<EpochRecord>, _>>()?;
+    let environment: BTreeMap<String, String> = read(&out.join("environment.json"))
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_default();
+    let policy = config.validate()?;
+    let model = config.model.fno();
+    let subtitle = format!(
+        "FNO-{}d, {} modes, width {}, {} layers, {:.1} M parameters, {} {}",
+        model.n_modes.len(),
+        model.n_modes.iter().map(usize::to_string).collect::<Vec<_>>().join("x"),
+        model.hidden_channels,
+        model.n_layers,
+        summary.n_parameters as f64 / 1e6,
+        config.precision.preset,
+        if policy.pointwise.storage.is_half() { policy.format.name() } else { "f32" },
+    );
+    let train_label = training_label(&config);
+    let outcome = if summary.finished { Outcome::Finished } else { Outcome::Stopped };
+    Ok(Report {
+        title: out.file_name().map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned()),
+        outcome,
+        subtitle,
+        evaluation: evaluation(&config, &summary, &train_label),
+        facts: facts(&config, &summary),
+        precision: precision_table(&policy),
+        memory: memory_rows(out),
+        memory_total: Some(MemoryRow {
+            purpose: "total".to_owned(),
+            live: 0,
+            peak: summary.peak_bytes as u64,
+            planned: Some(summary.planned_peak_bytes as u64),
+        }),
+        time: Vec::new(),
+        seconds: Some(summary.seconds),
+        curves: charts(&records),
+        panels: panels(out),
+        loss_scale: loss_scale(&records, policy.loss_scale != halfmode_precision::LossScale::None),
+        config: config_text,
+        environment: environment.into_iter().collect(),
+    })
+}
+
+/// The resolution that was trained on, where the configuration tells it.
+fn training_label(config: &JobConfig) -> Option<String> {
+    match &config.data {
+        crate::job::DataConfig::Darcy(darcy) => Some(darcy.resolution.to_string()),
+        crate::job::DataConfig::File(_) => None,
+    }
+}
+
+fn n_test(config: &JobConfig) -> usize {
+    match &config.data {
+        crate::job::DataConfig::Darcy(darcy) => darcy.n_test,
+        crate::job::DataConfig::File(_) => 0,
+    }
+}
+
+fn evaluation(config: &JobConfig, summary: &Summary, train_label: &Option<String>) -> Vec<Evaluation> {
+    let mut rows: Vec<Evaluation> = summary
+        .eval
+        .iter()
+        .map(|(label, errors)| Evaluation {
+            resolution: label.clone(),
+            n_samples: n_test(config),
+            l2: errors.l2,
+            h1: Some(errors.h1),
+            zero_shot: train_label.as_ref().is_some_and(|trained| trained != label),
+        })
+        .collect();
+    rows.sort_by_key(|row| (row.zero_shot, row.resolution.parse::<usize>().unwrap_or(usize::MAX)));
+    rows
+}
+
+fn facts(config: &JobConfig, summary: &Summary) -> Vec<(String, String)> {
+    let data = match &config.data {
+        crate::job::DataConfig::Darcy(darcy) => {
+            format!("Darcy flow, {} + {} samples, seed {}", darcy.n_train, darcy.n_test, darcy.seed)
+        }
+        crate::job::DataConfig::File(file) => file.train.display().to_string(),
+    };
+    let loss = match config.train.loss {
+        LossKind::L2 => "relative L2",
+        LossKind::H1 => "relative H1",
+    };
+    let pair = |key: &str, value: String| (key.to_owned(), value);
+    vec![
+        pair("data", data),
+        pair("loss", loss.to_owned()),
+        pair("epochs", format!("{} of {}", summary.epochs, config.train.epochs)),
+        pair("batch size", config.train.batch_size.to_string()),
+        pair("learning rate", config.optimizer.learning_rate.to_string()),
+        pair("seed", config.seed.to_string()),
+        pair("parameters", summary.n_parameters.to_string()),
+        pair("steps", format!("{} ({} skipped)", summary.steps, summary.skipped_steps)),
+        pair("peak activation bytes", summary.peak_activation_bytes.to_string()),
+    ]
+}
+
+/// The policy's own table, split at its columns.
+fn precision_table(policy: &halfmode_precision::PrecisionPolicy) -> Table {
+    let text = policy.table();
+    let mut lines = text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>());
+    let header = lines.next().unwrap_or_default();
+    let n_columns = header.len();
+    let rows = lines.map(|mut row| {
+        // A cell of several words: everything beyond the last column belongs to it.
+        while row.len() > n_columns.max(1) {
+            if let Some(word) = row.pop()
+                && let Some(last) = row.last_mut()
+            {
+                last.push(' ');
+                last.push_str(&word);
+            }
+        }
+        row
+    });
+    let rows = rows.collect();
+    Table { header, rows }
+}
+
+fn memory_rows(out: &Path) -> Vec<MemoryRow> {
+    #[derive(serde::Deserialize)]
+    struct Memory {
+        purposes: Vec<(String, u64, u64)>,
+        planned: Vec<(String, u64)>,
+    }
+    let memory = read(&out.join("memory.json")).ok().and_then(|text| serde_json::from_str::<Memory>(&text).ok());
+    let Some(memory) = memory else { return Vec::new() };
+    let planned: BTreeMap<String, u64> = memory.planned.into_iter().collect();
+    let rows = memory.purposes.into_iter().filter(|row| row.2 > 0).map(|(purpose, live, peak)| {
+        let planned = planned.get(&purpose).copied();
+        MemoryRow { purpose, live, peak, planned }
+    });
+    rows.collect()
+}
+
+fn charts(records: &[EpochRecord]) -> Vec<Chart> {
+    let points = |value: &dyn Fn(&EpochRecord) -> Option<f64>| -> Vec<(f64, f64)> {
+        records.iter().filter_map(|record| Some((record.epoch as f64, value(record)?))).collect()
+    };
+    let series = |name: String, points| Series { name, points };
+    let labels: Vec<&String> = records.first().map(|record| record.eval.keys().collect()).unwrap_or_default();
+    let errors = labels.iter().map(|label| {
+        series(format!("test L2, {label}"), points(&|record| record.eval.get(*label).map(|errors| errors.l2)))
+    });
+    let loss = Chart {
+        title: "Training loss".to_owned(),
+        x_label: "epoch".to_owned(),
+        y_label: "loss per sample".to_owned(),
+        y_axis: YAxis::Log10,
+        series: vec![series("train".to_owned(), points(&|record| Some(record.loss)))],
+        ..Chart::default()
+    };
+    let error = Chart {
+        title: "Test error".to_owned(),
+        x_label: "epoch".to_owned(),
+        y_label: "relative L2".to_owned(),
+        y_axis: YAxis::Log10,
+        series: errors.collect(),
+        ..Chart::default()
+    };
+    let rate = Chart {
+        title: "Learning rate".to_owned(),
+        x_label: "epoch".to_owned(),
+        y_label: "learning rate".to_owned(),
+        y_axis: YAxis::Log10,
+        line: Line::Steps,
+        series: vec![series("learning rate".to_owned(), points(&|record| Some(record.learning_rate)))],
+        ..Chart::default()
+    };
+    vec![loss, error, rate]
+}
+
+fn loss_scale(records: &[EpochRecord], scaled: bool) -> Option<LossScale> {
+    let mut skipped = Vec::new();
+    let mut before = 0;
+    for record in records {
+        if record.skipped_steps > before {
+            skipped.push(record.epoch as f64);
+        }
+        before = record.skipped_steps;
+    }
+    let scale = records.iter().map(|record| (record.epoch as f64, record.loss_scale)).collect();
+    scaled.then_some(LossScale { scale, skipped })
+}
+
+fn panels(out: &Path) -> Vec<Image> {
+    let entries = std::fs::read_dir(out.join("plots")).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "png"));
+    paths.sort();
+    let image = |path: PathBuf| {
+        let caption = path.file_stem()?.to_string_lossy().replace("-sample-", ": test sample ");
+        Some(Image { caption, png: std::fs::read(&path).ok()? })
+    };
+    paths.into_iter().filter_map(image).collect()
+}

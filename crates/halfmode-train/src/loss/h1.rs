@@ -1,0 +1,212 @@
+//! The H1 error of fields: values and first derivatives.
+
+use super::fields::{self, Backward, FieldNorm, Fields, Reduction};
+use super::grid_differences::GridDifferences;
+use crate::accumulator::{Accumulator, TILE};
+use crate::{Error, Result};
+use halfmode_autograd::{Cx, Op, Outputs, Saved};
+use halfmode_precision::DType;
+use halfmode_tensor::{Device, Purpose, Scratch, Tensor, View, with_real};
+use rayon::prelude::*;
+
+const NAME: &str = "h1_loss";
+
+/// The H1 error of a prediction `x` against a target `y`, per sample and channel, then reduced.
+///
+/// With `|u|² = Σ_points (u² + Σ_a (∂_a u)²)`:
+/// - relative: `|x − y| / (|y| + 1e-8)`,
+/// - absolute: `sqrt(Π_i measure/n_i) · |x − y|`.
+///
+/// Derivatives are central differences with `h_i = measure/n_i`; at the ends of an axis that is not
+/// periodic, one-sided differences of third order over four points.
+///
+/// # Shapes
+/// - input 0, the prediction: `[batch, channels, n_1, …, n_d]`, real, any precision
+/// - input 1, the target: the same shape, any precision; it gets no gradient
+/// - returns `[1]` in the policy's loss precision; sums are f32 or f64 (f64 for f64 operands)
+///
+/// Where a difference vanishes on all points of a field, the gradient there is 0.
+///
+/// # Saved for backward
+/// `prediction`, `target` (shared); `norms` `[batch, channels, 2]` in the accumulator's precision.
+/// Both passes hold one copy of the difference in that precision as workspace.
+///
+/// # Errors
+/// [`Error::Setting`] if `measure` is not positive; [`Error::Shape`], [`Error::Fields`],
+/// [`Error::Axes`] and [`Error::ShortAxis`] for shapes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct H1Loss {
+    /// Whether errors are divided by the target's norm.
+    pub relative: bool,
+    /// Over samples and channels.
+    pub reduction: Reduction,
+    /// Whether each grid axis is periodic; empty: all are.
+    pub periodic: Vec<bool>,
+    /// Length of the domain along every axis, in the user's unit.
+    pub measure: f64,
+}
+
+impl Default for H1Loss {
+    /// The relative error on a periodic domain, summed.
+    fn default() -> Self {
+        H1Loss { relative: true, reduction: Reduction::Sum, periodic: Vec::new(), measure: 1.0 }
+    }
+}
+
+impl H1Loss {
+    fn differences<R: Accumulator>(&self, fields: &Fields) -> Result<GridDifferences<R>> {
+        GridDifferences::new(NAME, &fields.grid, self.measure, &self.periodic)
+    }
+
+    /// The factor of the quadrature on a norm.
+    fn quadrature(&self, fields: &Fields) -> f64 {
+        if self.relative { 1.0 } else { fields.spacing(self.measure).product::<f64>().sqrt() }
+    }
+
+    fn norms<R: Accumulator>(&self, fields: &Fields, x: &Tensor, y: &Tensor, work: &mut Tensor) -> Result<Vec<FieldNorm>> {
+        let grid = self.differences::<R>(fields)?;
+        let energies = |values: &[R]| energies(x.device(), &grid, fields, values);
+        let mut targets = None;
+        if self.relative {
+            targets = Some(match R::stored(y.view()?) {
+                Some(y) => energies(y),
+                None => {
+                    difference::<R>(y.view()?, None, work)?;
+                    energies(R::stored(work.view()?).unwrap_or_default())
+                }
+            });
+        }
+        difference::<R>(x.view()?, Some(y.view()?), work)?;
+        let errors = energies(R::stored(work.view()?).unwrap_or_default());
+        let factor = self.quadrature(fields);
+        let norms = errors.iter().enumerate().map(|(field, error)| {
+            let target = targets.as_ref().map(|targets| targets[field].sqrt());
+            let weight = fields::weight(self.reduction, fields.n_fields, factor, target);
+            FieldNorm { error: error.sqrt(), weight }
+        });
+        Ok(norms.collect())
+    }
+
+    fn gradient<R: Accumulator>(
+        &self,
+        fields: &Fields,
+        back: &Backward,
+        work: &mut Tensor,
+        scratch: &Scratch,
+        grad: &mut Tensor,
+    ) -> Result<()> {
+        let grid = self.differences::<R>(fields)?;
+        let device = grad.device().clone();
+        difference::<R>(back.prediction.view()?, Some(back.target.view()?), work)?;
+        let work = R::stored(work.view()?).unwrap_or_default();
+        let block = rows_of_block(fields);
+        let pieces = fields.pieces(grad.view_mut()?, block * grid.row_len);
+        device.run(|| {
+            pieces.into_par_iter().for_each(|(field, start, mut piece)| {
+                let FieldNorm { error, weight } = back.norms[field];
+                if error.abs() <= 0.0 {
+                    return;
+                }
+                let values = &work[field * fields.n_points..(field + 1) * fields.n_points];
+                let rows = start / grid.row_len..(start + piece.len()) / grid.row_len;
+                let factor = R::from_f64(weight / error);
+                let fill = |out: &mut [R]| grid.gradient(values, rows, factor, out);
+                match R::stored_mut(&mut piece) {
+                    Some(out) => fill(out),
+                    None => scratch.with(|buffer| R::fill(&mut piece, buffer, fill)),
+                }
+            });
+        });
+        Ok(())
+    }
+}
+
+/// Rows that one task works on: about a tile of points.
+fn rows_of_block(fields: &Fields) -> usize {
+    let row_len = fields.row_len();
+    (TILE / row_len).clamp(1, fields.n_points / row_len)
+}
+
+/// `work = x − y`, or `x` alone.
+fn difference<R: Accumulator>(x: View<'_>, y: Option<View<'_>>, work: &mut Tensor) -> Result<()> {
+    let device = work.device().clone();
+    let pieces = work.view_mut()?.chunks(TILE);
+    device.run(|| {
+        pieces.into_par_iter().enumerate().for_each(|(idx, mut piece)| {
+            let range = idx * TILE..idx * TILE + piece.len();
+            let Some(out) = R::stored_mut(&mut piece) else { return };
+            x.slice(range.clone()).widen(out);
+            if let Some(y) = y {
+                let mut wide = [R::ZERO; TILE];
+                let y = R::widened(y.slice(range), &mut wide);
+                R::vectorised(
+                    #[inline(always)]
+                    || out.iter_mut().zip(y).for_each(|(out, y)| *out = *out - *y),
+                );
+            }
+        });
+    });
+    Ok(())
+}
+
+/// The energy of each field, its blocks added in their order.
+fn energies<R: Accumulator>(device: &Device, grid: &GridDifferences<R>, fields: &Fields, values: &[R]) -> Vec<f64> {
+    let block = rows_of_block(fields);
+    let n_blocks = grid.n_rows.div_ceil(block);
+    let sums = device.run(|| {
+        let blocks = (0..fields.n_fields * n_blocks).into_par_iter().map(|task| {
+            let (field, idx) = (task / n_blocks, task % n_blocks);
+            let values = &values[field * fields.n_points..(field + 1) * fields.n_points];
+            grid.energy(values, idx * block..((idx + 1) * block).min(grid.n_rows))
+        });
+        blocks.collect::<Vec<f64>>()
+    });
+    sums.unwrap_or_default().chunks(n_blocks).map(|blocks| blocks.iter().sum()).collect()
+}
+
+impl Op for H1Loss {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
+        let [x, y] = self.expect_inputs(inputs)?;
+        let in_op = |err: Error| err.in_op(NAME);
+        fields::check_measure(self.measure).map_err(in_op)?;
+        let fields = Fields::of_pair(NAME, cx, x, y).map_err(in_op)?;
+        self.differences::<f64>(&fields).map_err(in_op)?;
+        let precision = fields::accumulate(cx, x, y);
+        let mut work = cx.device.alloc(x.shape().clone(), DType::real(precision), Purpose::Workspace)?;
+        let mut norms = None;
+        if cx.device.launches() {
+            norms = Some(with_real!(precision, R => self.norms::<R>(&fields, x, y, &mut work)).map_err(in_op)?);
+        }
+        drop(work);
+        fields::finish(NAME, cx, [x, y], norms.as_deref())
+    }
+
+    fn backward(
+        &self,
+        cx: &Cx,
+        saved: Saved,
+        grads: &mut [Option<Tensor>],
+        needs: &[bool],
+    ) -> halfmode_autograd::Result<Vec<Option<Tensor>>> {
+        let Some(grad) = grads[0].take().filter(|_| needs[0]) else { return Ok(vec![None, None]) };
+        let in_op = |err: Error| err.in_op(NAME);
+        let back = Backward::start(saved, &grad)?;
+        let x = &back.prediction;
+        let fields = Fields::of(NAME, x.shape()).map_err(in_op)?;
+        let precision = fields::accumulate(cx, x, &back.target);
+        let mut grad_x = cx.device.alloc(x.shape().clone(), DType::real(x.precision()), Purpose::Activation)?;
+        let mut work = cx.device.alloc(x.shape().clone(), DType::real(precision), Purpose::Workspace)?;
+        // Rows are narrowed from a buffer where they are not stored in the accumulator's precision.
+        let buffer_len = if x.precision() == precision { 0 } else { rows_of_block(&fields) * fields.row_len() };
+        let scratch = cx.device.scratch(buffer_len, precision.bytes());
+        if cx.device.launches() {
+            with_real!(precision, R => self.gradient::<R>(&fields, &back, &mut work, &scratch, &mut grad_x))
+                .map_err(in_op)?;
+        }
+        Ok(vec![Some(grad_x), None])
+    }
+}

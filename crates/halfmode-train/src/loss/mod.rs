@@ -1,0 +1,12 @@
+//! Losses as ops, and the same errors as plain functions for evaluation.
+
+mod evaluate;
+mod fields;
+mod grid_differences;
+mod h1;
+mod lp;
+
+pub use evaluate::{relative_h1, relative_l2};
+pub use fields::Reduction;
+pub use h1::H1Loss;
+pub use lp::LpLoss;
