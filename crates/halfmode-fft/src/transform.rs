@@ -151,6 +151,7 @@ impl Transform {
             inner: channels,
             weights,
             scale: scale[d - 1],
+            accumulate: self.config.accumulate,
             interleaved: self.config.domain == Domain::Complex,
         };
         stage.run(&self.device, Direction::ToModes, x, &mut t)?;
@@ -208,6 +209,7 @@ impl Transform {
             inner: channels,
             weights,
             scale: scale[d - 1],
+            accumulate: self.config.accumulate,
             interleaved: self.config.domain == Domain::Complex,
         };
         stage.run(&self.device, Direction::ToGrid, &z, &mut x)?;
@@ -242,6 +244,7 @@ impl Transform {
             inner: channels * self.config.modes[axis + 1..].iter().product::<usize>(),
             weights: Weights::Plain,
             scale: scale[axis],
+            accumulate: self.config.accumulate,
             interleaved: false,
         }
     }
@@ -289,6 +292,8 @@ struct Stage<'a> {
     inner: usize,
     weights: Weights,
     scale: f64,
+    /// The precision that the axis was planned for, whatever the storage.
+    accumulate: Precision,
     /// The grid side is interleaved complex: `[outer, n, inner, (re, im)]`.
     interleaved: bool,
 }
@@ -305,7 +310,7 @@ impl Stage<'_> {
         let block = rows_out.div_ceil(n_blocks);
         let cols = (TILE_SCALARS / (rows_in + block)).max(16).min(self.inner);
         let scratch_len = (rows_in + block) * cols + self.axis.scratch_len();
-        let accumulate = input.precision().min(output.precision()).accumulate();
+        let accumulate = self.accumulate;
         let scratch: Scratch = device.scratch(scratch_len, accumulate.bytes());
         if !device.launches() || output.numel() == 0 {
             return Ok(());

@@ -42,7 +42,7 @@ struct Dims {
 }
 
 impl Dims {
-    fn new(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Result<Self> {
+    fn new(block: &FnoBlock, inputs: &BlockInputs<'_>) -> Result<Self> {
         let (batch, c) = block.transform.check_field(inputs.x)?;
         let grid = &block.transform.config().grid;
         let axis = last_axis(block);
@@ -57,7 +57,8 @@ impl Dims {
             act: block.activation == Activation::Gelu,
             tanh: block.stabilizer == Stabilizer::Tanh,
             axis_scratch: axis.scratch_len(),
-            accumulate: cx.policy.pointwise.accumulate,
+            // The tiles hold rows of the transform beside dense layers, and its tables are of this type alone.
+            accumulate: block.transform.config().accumulate,
         })
     }
 
@@ -129,7 +130,7 @@ fn last(scales: &[f64]) -> f64 {
 }
 
 pub(crate) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Result<(Tensor, Option<Tensor>)> {
-    let dims = Dims::new(block, cx, inputs)?;
+    let dims = Dims::new(block, inputs)?;
     let scales = Scales::new(&block.transform, &block.transform);
     let (spectral, mix) = (cx.policy.transform.storage, cx.policy.contraction.storage);
     let t = analyse(block, cx, inputs.x, &dims, last(&scales.forward.to_modes))?;
@@ -191,6 +192,7 @@ fn analyse(block: &FnoBlock, cx: &Cx, x: &Tensor, dims: &Dims, scale: f64) -> Re
 }
 
 /// `z = F_rows^-1 Z + bias + W_skip x` for a tile of lines.
+#[allow(clippy::too_many_arguments, reason = "one kernel with many operands")]
 fn pre_activation<R: AxisReal>(
     dims: &Dims,
     rows: &RowStage<'_>,
@@ -253,7 +255,7 @@ pub(crate) fn backward(
     x_hat: Option<Tensor>,
     grad: Tensor,
 ) -> Result<Vec<Tensor>> {
-    let dims = Dims::new(block, cx, inputs)?;
+    let dims = Dims::new(block, inputs)?;
     let scales = Scales::new(&block.transform, &block.transform);
     let (spectral, mix) = (cx.policy.transform.storage, cx.policy.contraction.storage);
     let x_hat = match x_hat {

@@ -1,12 +1,16 @@
 //! The fused FNO block against its readable composition, and what it does in every precision.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
-use common::{Value, algorithm, allowed, cases, distance, grid_and_modes, norm, policy, rounded, run, sensitivity, tensors, transform};
+use common::{
+    Value, algorithm, allowed, cases, distance, grid_and_modes, norm, policy, rounded, run, sensitivity, tensors,
+    transform,
+};
 use halfmode_autograd::{Cx, Op, Tape};
 use halfmode_fft::Algorithm;
 use halfmode_nn::{Activation, Add, FnoBlock, Init, ParamSpec, Params, Stabilizer};
-use halfmode_precision::{Precision, PrecisionPolicy, Preset};
+use halfmode_precision::{OpPrecision, Precision, PrecisionPolicy, Preset};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Rng, assert_close, devices, gradcheck};
 use proptest::prelude::*;
@@ -114,7 +118,8 @@ impl Case {
         let operands: Vec<Vec<f64>> =
             inputs.iter().map(|it| it.1.clone()).chain(std::iter::once(cotangent.to_vec())).collect();
         let f = |operands: &[Vec<f64>]| {
-            let moved: Vec<Value> = inputs.iter().zip(operands).map(|(it, values)| (it.0.clone(), values.clone())).collect();
+            let moved: Vec<Value> =
+                inputs.iter().zip(operands).map(|(it, values)| (it.0.clone(), values.clone())).collect();
             self.oracle(&moved, &operands[inputs.len()])
         };
         sensitivity(&f, &operands, self.seed)
@@ -197,7 +202,17 @@ fn edge_cases() -> Vec<Case> {
             let (stabilizer, activation) = variants[idx % 2];
             let (grid, modes) = (grid.to_vec(), modes.to_vec());
             let algorithm = Some(algorithm);
-            edges.push(Case { grid, modes, algorithm, batch: 2, c: 5, h: 3, stabilizer, activation, seed: 11 + idx as u64 });
+            edges.push(Case {
+                grid,
+                modes,
+                algorithm,
+                batch: 2,
+                c: 5,
+                h: 3,
+                stabilizer,
+                activation,
+                seed: 11 + idx as u64,
+            });
         }
     }
     edges
@@ -293,7 +308,8 @@ fn amp_mixes_precisions() {
             assert_eq!(param.master.as_ref().map(Tensor::precision), (!spectral).then_some(Precision::F32));
         }
         let field = Tensor::from_slice(&device, &inputs[0].1, inputs[0].0.clone(), half, Purpose::Activation).unwrap();
-        let operands: Vec<Tensor> = std::iter::once(field).chain(params.list.iter().map(|it| it.value.clone())).collect();
+        let operands: Vec<Tensor> =
+            std::iter::once(field).chain(params.list.iter().map(|it| it.value.clone())).collect();
         let cotangent = case.cotangent(half);
         let cx = Cx::new(&device, &amp);
         let got = run(&cx, Box::new(case.block(&device, half)), &operands, &cotangent);
@@ -314,7 +330,17 @@ fn wrong_shapes_are_errors_that_name_the_operand() {
     let cx = Cx::new(&device, &policy(Precision::F32));
     let block = case.block(&device, Precision::F32);
     let good = case.inputs(Precision::F32);
-    for (idx, text) in [(0, "field"), (1, "weight"), (2, "bias"), (3, "skip"), (4, "w_1"), (5, "b_1"), (6, "w_2"), (7, "b_2"), (8, "gate")] {
+    for (idx, text) in [
+        (0, "field"),
+        (1, "weight"),
+        (2, "bias"),
+        (3, "skip"),
+        (4, "w_1"),
+        (5, "b_1"),
+        (6, "w_2"),
+        (7, "b_2"),
+        (8, "gate"),
+    ] {
         let mut inputs = good.clone();
         let (shape, values) = &mut inputs[idx];
         // One more row everywhere; the hidden width is read from w_1, so there it is a column.
@@ -332,4 +358,38 @@ fn wrong_shapes_are_errors_that_name_the_operand() {
     let tensors = tensors(&device, &good[..8], Precision::F32);
     let err = block.forward(&cx, &tensors.iter().collect::<Vec<_>>()).unwrap_err().to_string();
     assert_eq!(err, "fno_block: takes 9 inputs, found 8");
+}
+
+/// A legal policy whose sums are wider than its storage in one kind of op: results are as good as in
+/// f32 at least.
+fn check_wide_sums(widen: impl Fn(&mut PrecisionPolicy)) {
+    let device = Device::cpu(2).unwrap();
+    for case in edge_cases() {
+        let mut policy = PrecisionPolicy::full();
+        widen(&mut policy);
+        policy.validate().unwrap();
+        let policy = Arc::new(policy);
+        let (inputs, cotangent) = (case.inputs(Precision::F32), case.cotangent(Precision::F32));
+        let op = Box::new(case.block(&device, policy.transform.accumulate));
+        let got = run(&Cx::new(&device, &policy), op, &tensors(&device, &inputs, Precision::F32), &cotangent);
+        let (want, sensitivities) = (case.oracle(&inputs, &cotangent), case.sensitivities(&inputs, &cotangent));
+        for (idx, name) in NAMES.iter().enumerate() {
+            let bound = allowed(Precision::F32, case.n_terms(), case.roundings(), norm(&want[idx]), sensitivities[idx]);
+            let error = distance(&got[idx], &want[idx]);
+            assert!(error <= bound, "{name}: off by {error:.3e}, allowed {bound:.3e}; {case:?}");
+        }
+    }
+}
+
+const WIDE_SUMS: OpPrecision = OpPrecision { storage: Precision::F32, accumulate: Precision::F64 };
+
+#[test]
+fn dense_sums_wider_than_their_storage() {
+    check_wide_sums(|policy| policy.pointwise = WIDE_SUMS);
+    check_wide_sums(|policy| policy.contraction = WIDE_SUMS);
+}
+
+#[test]
+fn transform_sums_wider_than_their_storage() {
+    check_wide_sums(|policy| policy.transform = WIDE_SUMS);
 }

@@ -3,8 +3,13 @@
 //! Compared: outputs and gradients of the convolution with f16 storage and f32 sums (`mixed`)
 //! against the same chain in double precision (bound to the definition in `spectral_conv.rs`), both
 //! from the same field, weight and cotangent, which are rounded to f16 first. The error is relative
-//! in the 2-norm. The bound, 1e-3, is about twice the unit roundoff of f16 (4.9e-4): five (2-D) to
-//! seven (3-D) roundings on the way, of which each contributes a third of the unit roundoff or less.
+//! in the 2-norm. White and smooth fields are held to 1e-3 in every run: five (2-D) or seven (3-D)
+//! roundings on the way, of which each contributes a root mean square of a third of the unit
+//! roundoff, 4.9e-4.
+//!
+//! Around a mean of 100 the result is a handful of numbers, those of mode zero, and a single run may
+//! err by the sum of all roundings; the root mean square over runs is held to 1e-3.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
@@ -17,13 +22,17 @@ use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Rng, rel_l2};
 
 const BOUND: f64 = 1e-3;
+const FIRST_SEED: u64 = 100;
+/// Unit roundoff of f16.
+const ROUNDOFF: f64 = 1.0 / 2048.0;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Field {
     White,
     /// Amplitudes fall as |k|^-2.5, the same function on every grid that resolves it.
     Smooth,
-    /// Unit white noise around 100.
+    /// Unit white noise around means of 90 to 110. With the same mean everywhere, how its one number
+    /// happens to round would decide the error on a grid.
     Mean100,
 }
 
@@ -49,14 +58,21 @@ impl Case {
         [vec![self.batch], self.grid.clone(), vec![self.channels]].concat()
     }
 
-    fn field(&self, device: &Device, field: Field) -> Vec<f64> {
-        let mut rng = Rng::new(5);
+    fn field(&self, device: &Device, field: Field, seed: u64) -> Vec<f64> {
+        let mut rng = Rng::new(seed);
         match field {
             Field::White => rng.normals(self.shape().iter().product()),
-            Field::Mean100 => rng.normals(self.shape().iter().product()).iter().map(|v| v + 100.0).collect(),
+            Field::Mean100 => {
+                let means: Vec<f64> = (0..self.batch * self.channels).map(|_| 90.0 + 20.0 * rng.uniform()).collect();
+                let values = rng.normals(self.shape().iter().product()).into_iter().enumerate();
+                let of = |i: usize| i / (self.points() * self.channels) * self.channels + i % self.channels;
+                values.map(|(i, v)| v + means[of(i)]).collect()
+            }
             Field::Smooth => {
                 let last = self.grid.len() - 1;
-                let most = |axis: usize| if axis == last { (self.grid[axis] / 2 + 1).min(17) } else { self.grid[axis].min(32) };
+                let most = |axis: usize| {
+                    if axis == last { (self.grid[axis] / 2 + 1).min(17) } else { self.grid[axis].min(32) }
+                };
                 let modes: Vec<usize> = (0..=last).map(most).collect();
                 let plan = transform(device, &self.grid, &modes, Precision::F64, None);
                 let n_modes: usize = modes.iter().product();
@@ -76,20 +92,24 @@ impl Case {
                     (0..shape.numel()).map(|i| rng.normal() * amplitudes[i / self.channels % n_modes]).collect();
                 let x_hat = Tensor::from_slice(device, &values, shape, Precision::F64, Purpose::Activation).unwrap();
                 let ones = vec![1.0; self.grid.len()];
-                plan.to_grid(&x_hat, Weights::Doubled, &ones, Precision::F64, Purpose::Activation).unwrap().to_vec().unwrap()
+                plan.to_grid(&x_hat, Weights::Doubled, &ones, Precision::F64, Purpose::Activation)
+                    .unwrap()
+                    .to_vec()
+                    .unwrap()
             }
         }
     }
 
     /// Relative errors of y, grad x, grad w in `half`, and the largest stored spectrum value.
-    fn errors(&self, device: &Device, field: Field, half: Precision) -> ([f64; 3], f64) {
-        let mut rng = Rng::new(6);
+    fn errors(&self, device: &Device, field: Field, half: Precision, seed: u64) -> ([f64; 3], f64) {
+        let mut rng = Rng::new(seed ^ 6);
         let n_modes: usize = self.modes.iter().product();
         // Of the size that keeps a white field's variance; its exact value changes nothing.
         let size = 1.0 / (2.0 * self.channels as f64).sqrt();
-        let weight: Vec<f64> = rng.normals(n_modes * self.channels * self.channels * 2).iter().map(|v| v * size).collect();
+        let weight: Vec<f64> =
+            rng.normals(n_modes * self.channels * self.channels * 2).iter().map(|v| v * size).collect();
         let inputs = [
-            (self.shape(), rounded(&self.field(device, field), half)),
+            (self.shape(), rounded(&self.field(device, field, seed), half)),
             (vec![n_modes, self.channels, 2 * self.channels], rounded(&weight, half)),
         ];
         let cotangent = rounded(&rng.normals(self.batch * self.points() * self.channels), half);
@@ -103,7 +123,9 @@ impl Case {
         let (want, _) = result(Precision::F64);
         assert!(got.iter().flatten().all(|v| v.is_finite()), "{:?} {field:?}: not finite", self.grid);
         let errors = std::array::from_fn(|idx| rel_l2(&got[idx], &want[idx]));
-        (errors, self.largest_spectrum(device, &stored, &cotangent, half))
+        // Every run is checked to be finite; how far from overflow is measured once.
+        let largest = if seed == FIRST_SEED { self.largest_spectrum(device, &stored, &cotangent, half) } else { 0.0 };
+        (errors, largest)
     }
 
     /// Over all spectra of both passes: of the field, its product with the weight, the cotangent and
@@ -144,22 +166,42 @@ impl Case {
     }
 }
 
-/// Prints and checks a series of grids; returns the largest error.
-fn check(name: &str, series: &[Case], independent: bool) -> f64 {
+/// Prints and checks a series of grids. The table and the comparison of grids show root mean squares
+/// over runs.
+fn check(name: &str, series: &[Case], independent: bool) {
     let device = Device::cpu(2).unwrap();
     let mut worst = 0.0f64;
+    println!("{name} field grid: forward, grad x, grad w (rms over runs); largest error, largest spectrum value");
     for field in FIELDS {
         let mut rows: Vec<[f64; 3]> = Vec::new();
         for case in series {
-            let (errors, largest) = case.errors(&device, field, Precision::F16);
+            let large = case.points() * case.channels > 100_000;
+            let n_runs: u64 = if !large {
+                8
+            } else if field == Field::Mean100 {
+                4
+            } else {
+                1
+            };
+            // Each axis is stored twice on the way, and the product once.
+            let single = if field == Field::Mean100 { (2 * case.grid.len() + 1) as f64 * ROUNDOFF } else { BOUND };
+            let (mut squares, mut most, mut largest) = ([0.0; 3], 0.0f64, 0.0f64);
+            for seed in 0..n_runs {
+                let (errors, spectrum) = case.errors(&device, field, Precision::F16, FIRST_SEED + seed);
+                assert!(errors.iter().all(|error| *error <= single), "{name} {field:?} {:?}: {errors:?}", case.grid);
+                largest = largest.max(spectrum);
+                most = errors.iter().fold(most, |most, error| most.max(*error));
+                squares.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error * error / n_runs as f64);
+            }
+            let rms = squares.map(f64::sqrt);
             println!(
-                "{name} {field:?} {:?}: forward {:.2e}, grad x {:.2e}, grad w {:.2e}; largest spectrum value {largest:.1}",
-                case.grid, errors[0], errors[1], errors[2]
+                "{name} {field:?} {:?}: {:.2e}, {:.2e}, {:.2e}; {most:.2e}, {largest:.1}",
+                case.grid, rms[0], rms[1], rms[2]
             );
-            assert!(errors.iter().all(|error| *error <= BOUND), "{name} {field:?} {:?}: {errors:?}", case.grid);
+            assert!(rms.iter().all(|error| *error <= BOUND), "{name} {field:?} {:?}: {rms:?}", case.grid);
             assert!(largest < 65504.0 / 8.0, "{name} {field:?} {:?}: {largest}", case.grid);
-            worst = errors.iter().fold(worst, |worst, error| worst.max(*error));
-            rows.push(errors);
+            worst = worst.max(most);
+            rows.push(rms);
         }
         for (idx, what) in ["forward", "grad x", "grad w"].into_iter().enumerate() {
             let of = |pick: fn(f64, f64) -> f64, from| rows.iter().map(|row| row[idx]).fold(from, pick);
@@ -169,7 +211,6 @@ fn check(name: &str, series: &[Case], independent: bool) -> f64 {
         }
     }
     println!("{name}: largest error {worst:.2e}");
-    worst
 }
 
 #[test]
@@ -186,15 +227,21 @@ fn errors_do_not_depend_on_the_grid_in_one_dimension() {
 }
 
 #[test]
-fn three_dimensions_are_within_the_bound() {
-    let grids = [case(&[20, 20, 10], &[8, 8, 5], 2, 4), case(&[32, 32, 32], &[12, 12, 7], 1, 4), case(&[7, 13, 17], &[7, 13, 9], 1, 4)];
-    check("3-D", &grids, false);
+fn errors_do_not_depend_on_the_grid_in_three_dimensions() {
+    let grids = [[20, 20, 10], [11, 13, 17], [16, 16, 16], [32, 32, 32]];
+    check("3-D", &grids.map(|grid| case(&grid, &[8, 8, 5], 1, 4)), true);
 }
 
 #[test]
-fn few_modes_and_non_square_grids_are_within_the_bound() {
-    let grids = [case(&[64, 64], &[12, 7], 2, 4), case(&[421, 64], &[9, 5], 1, 4), case(&[64, 421], &[16, 9], 1, 4), case(&[97, 31], &[97, 16], 1, 3)];
-    check("2-D", &grids, false);
+fn few_modes_full_spectra_and_long_grids_are_within_the_bound() {
+    let grids = [
+        case(&[64, 64], &[12, 7], 2, 4),
+        case(&[421, 64], &[9, 5], 1, 4),
+        case(&[64, 421], &[16, 9], 1, 4),
+        case(&[97, 31], &[97, 16], 1, 3),
+        case(&[7, 13, 17], &[7, 13, 9], 1, 4),
+    ];
+    check("other", &grids, false);
 }
 
 /// bfloat16 has three bits less: its errors are eight times those of f16, as documented.
@@ -203,7 +250,7 @@ fn bfloat16_errors_are_eight_times_larger() {
     let device = Device::cpu(2).unwrap();
     for n in [32, 100, 128] {
         for field in FIELDS {
-            let (errors, _) = case(&[n, n], &[32, 17], 1, 4).errors(&device, field, Precision::Bf16);
+            let (errors, _) = case(&[n, n], &[32, 17], 1, 4).errors(&device, field, Precision::Bf16, 5);
             println!("bf16 {n} {field:?}: {errors:?}");
             assert!(errors.iter().all(|error| *error <= 8.0 * BOUND), "{n} {field:?}: {errors:?}");
         }

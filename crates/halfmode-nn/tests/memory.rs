@@ -1,4 +1,5 @@
 //! What a training step of a small operator keeps, and that it is known before it runs.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
@@ -58,7 +59,8 @@ fn step(device: &Device, policy: &PrecisionPolicy) -> ([MemoryStats; 2], MemoryR
     let mut tape = Tape::new(Cx::new(device, &Arc::new(policy.clone())));
     let leaves = params.leaves(&mut tape);
     let x = tape.constant(data);
-    let lifting = PointwiseMlp { input: Channels::First, output: Channels::Last, embedding: GridEmbedding::Coordinates };
+    let lifting =
+        PointwiseMlp { input: Channels::First, output: Channels::Last, embedding: GridEmbedding::Coordinates };
     let mut v = tape.apply(lifting, &with(&leaves, &x, 0..4)).unwrap();
     for (idx, activation) in [Activation::Gelu, Activation::None].into_iter().enumerate() {
         let block = FnoBlock { transform: Arc::clone(&plan), stabilizer: Stabilizer::Tanh, activation };
@@ -68,7 +70,8 @@ fn step(device: &Device, policy: &PrecisionPolicy) -> ([MemoryStats; 2], MemoryR
     let y = tape.apply(projection, &with(&leaves, &v, 20..24)).unwrap();
     drop(v);
     let (forward, report) = (device.memory(), tape.memory_report());
-    let seed = Tensor::from_slice(device, &values, y.value().shape().clone(), y.value().precision(), Purpose::Activation);
+    let seed =
+        Tensor::from_slice(device, &values, y.value().shape().clone(), y.value().precision(), Purpose::Activation);
     let mut grads = Vec::new();
     tape.backward_from(vec![(y, seed.unwrap())], &mut |_, grad| {
         assert!(grad.all_finite());
@@ -115,7 +118,8 @@ fn report_in_single_precision() {
         pointwise_mlp  b_1       [16]             f32        0  shared
         pointwise_mlp  w_2       [1, 16, 1]       f32        0  shared
         pointwise_mlp  b_2       [1]              f32        0  shared
-        total 59392 bytes"#]].assert_eq(&report.to_string());
+        total 59392 bytes"#]]
+    .assert_eq(&report.to_string());
 }
 
 #[test]
@@ -153,7 +157,8 @@ fn report_in_mixed_precision() {
         pointwise_mlp  b_1       [16]             f16        0  shared
         pointwise_mlp  w_2       [1, 16, 1]       f16        0  shared
         pointwise_mlp  b_2       [1]              f16        0  shared
-        total 29696 bytes"#]].assert_eq(&report.to_string());
+        total 29696 bytes"#]]
+    .assert_eq(&report.to_string());
 }
 
 #[test]
@@ -170,7 +175,8 @@ fn ledger_in_mixed_precision() {
         table                  3328           3328
         data                   2048           2048
         activations               0         108692
-        total                114506         189386"#]].assert_eq(&stats[1].to_string());
+        total                114506         189386"#]]
+    .assert_eq(&stats[1].to_string());
 }
 
 /// What the tape says it keeps is what the ledger counts as saved or in flight after forward.

@@ -1,4 +1,5 @@
 //! Elementwise and dense ops: gradients, adjoints, and values in every precision.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
@@ -92,7 +93,11 @@ proptest! {
             };
             let f = |operands: &[Vec<f64>]| result(Precision::F64, operands);
             let (got, want) = (result(precision, &operands), f(&operands));
-            let sensitivities = sensitivity(&f, &operands, seed);
+            let mut sensitivities = sensitivity(&f, &operands, seed);
+            if op().name() == "tanh" {
+                // The slope comes from the stored result, as 1 - y^2, and |y| <= 1.
+                sensitivities[1] = sensitivities[1].max(2.0 * norm(&operands[1]));
+            }
             // The longest sum is over all rows. Tanh keeps its result for backward: one more rounding.
             let (n_terms, roundings) = (operands[0].len(), 2);
             for idx in 0..got.len() {
@@ -109,14 +114,24 @@ proptest! {
 fn small_values_by_hand() {
     let device = Device::cpu(1).unwrap();
     let cx = Cx::new(&device, &policy(Precision::F64));
-    let t = |shape: &[usize], values: &[f64]| Tensor::from_slice(&device, values, shape, Precision::F64, Purpose::Activation).unwrap();
+    let t = |shape: &[usize], values: &[f64]| {
+        Tensor::from_slice(&device, values, shape, Precision::F64, Purpose::Activation).unwrap()
+    };
     let x = t(&[1, 2, 2], &[1.0, 2.0, 3.0, 4.0]);
     let value = |op: Box<dyn Op>, inputs: &[&Tensor]| op.forward(&cx, inputs).unwrap().0[0].to_vec::<f64>().unwrap();
-    assert_eq!(value(Box::new(Linear), &[&x, &t(&[3, 2], &[1.0, 0.0, 0.0, 1.0, 10.0, 100.0])]), [1.0, 2.0, 210.0, 3.0, 4.0, 430.0]);
+    assert_eq!(
+        value(Box::new(Linear), &[&x, &t(&[3, 2], &[1.0, 0.0, 0.0, 1.0, 10.0, 100.0])]),
+        [1.0, 2.0, 210.0, 3.0, 4.0, 430.0]
+    );
     assert_eq!(value(Box::new(ChannelGate), &[&x, &t(&[2], &[2.0, -1.0])]), [2.0, -2.0, 6.0, -4.0]);
     assert_eq!(value(Box::new(ChannelBias), &[&x, &t(&[2], &[10.0, 20.0])]), [11.0, 22.0, 13.0, 24.0]);
     assert_eq!(value(Box::new(Add), &[&x, &x]), [2.0, 4.0, 6.0, 8.0]);
-    assert_close!("tanh", value(Box::new(Tanh), &[&x]), x.to_vec::<f64>().unwrap().iter().map(|v| v.tanh()).collect::<Vec<_>>(), 1e-15);
+    assert_close!(
+        "tanh",
+        value(Box::new(Tanh), &[&x]),
+        x.to_vec::<f64>().unwrap().iter().map(|v| v.tanh()).collect::<Vec<_>>(),
+        1e-15
+    );
     // Phi(1) and Phi(2) of the tables.
     let gelu = value(Box::new(Gelu), &[&t(&[1, 4], &[1.0, -1.0, 2.0, 0.0])]);
     assert_close!("gelu", gelu, [0.841_344_746_068_543, -0.158_655_253_931_457, 1.954_499_736_103_642, 0.0], 1e-14);
@@ -129,7 +144,10 @@ fn wrong_lengths_are_errors_that_name_the_operand() {
     let zero = |shape: &[usize]| zeros(&device, shape, Precision::F32);
     let err = |op: Box<dyn Op>, inputs: &[&Tensor]| op.forward(&cx, inputs).unwrap_err().to_string();
     let x = zero(&[2, 5, 3]);
-    assert_eq!(err(Box::new(ChannelGate), &[&x, &zero(&[4])]), "channel_gate: channel_gate: expected shape [3] for `gate`, found [4]");
+    assert_eq!(
+        err(Box::new(ChannelGate), &[&x, &zero(&[4])]),
+        "channel_gate: channel_gate: expected shape [3] for `gate`, found [4]"
+    );
     assert!(err(Box::new(ChannelBias), &[&x, &zero(&[2])]).contains("`bias`"));
     assert!(err(Box::new(Linear), &[&x, &zero(&[4, 4])]).contains("`weight`"));
     assert!(err(Box::new(Add), &[&x, &zero(&[2, 5, 4])]).contains("add: expected shape [2, 5, 3]"));
@@ -146,8 +164,8 @@ fn threads_do_not_change_a_bit() {
                 let cx = Cx::new(device, &policy(precision));
                 let x = rng.tensor(device, &[3, 71, 67, 5], precision);
                 let cotangent = rng.normals(x.numel());
-                let gelu = run(&cx, Box::new(Gelu), &[x.clone()], &cotangent);
-                let tanh = run(&cx, Box::new(Tanh), &[x.clone()], &cotangent);
+                let gelu = run(&cx, Box::new(Gelu), std::slice::from_ref(&x), &cotangent);
+                let tanh = run(&cx, Box::new(Tanh), std::slice::from_ref(&x), &cotangent);
                 let linear = run(&cx, Box::new(Linear), &[x, rng.tensor(device, &[5, 5], precision)], &cotangent);
                 [gelu, tanh, linear].concat()
             })

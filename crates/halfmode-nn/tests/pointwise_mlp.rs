@@ -1,4 +1,5 @@
 //! The pointwise perceptron in both layouts against naive loops.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
@@ -24,11 +25,15 @@ struct Case {
 fn case(max_n: usize) -> impl Strategy<Value = Case> {
     let layout = || prop_oneof![Just(Channels::First), Just(Channels::Last)];
     let embedding = prop_oneof![Just(GridEmbedding::Coordinates), Just(GridEmbedding::None)];
-    let op = (layout(), layout(), embedding)
-        .prop_map(|(input, output, embedding)| PointwiseMlp { input, output, embedding });
+    let op = (layout(), layout(), embedding).prop_map(|(input, output, embedding)| PointwiseMlp {
+        input,
+        output,
+        embedding,
+    });
     let grid = proptest::collection::vec(1..=max_n, 1..=3);
-    (1usize..4, grid, 1usize..5, 1usize..8, 1usize..5, op, any::<u64>())
-        .prop_map(|(batch, grid, c_in, c_hidden, c_out, op, seed)| Case { batch, grid, c_in, c_hidden, c_out, op, seed })
+    (1usize..4, grid, 1usize..5, 1usize..8, 1usize..5, op, any::<u64>()).prop_map(
+        |(batch, grid, c_in, c_hidden, c_out, op, seed)| Case { batch, grid, c_in, c_hidden, c_out, op, seed },
+    )
 }
 
 impl Case {
@@ -90,7 +95,8 @@ impl Case {
         for b in 0..self.batch {
             for p in 0..self.points() {
                 let data = (0..self.c_in).map(|c| x[self.at(self.op.input, self.c_in, b, p, c)]);
-                let input: Vec<f64> = data.chain((0..self.coordinates()).map(|axis| self.coordinate(p, axis))).collect();
+                let input: Vec<f64> =
+                    data.chain((0..self.coordinates()).map(|axis| self.coordinate(p, axis))).collect();
                 for h in 0..c_hidden {
                     let sum = b1[h] + (0..c_first).map(|i| w1[h * c_first + i] * input[i]).sum::<f64>();
                     let (mut a, mut slope) = ([sum], [0.0]);
@@ -122,7 +128,8 @@ impl Case {
 
     fn check(&self, device: &Device, precision: Precision) {
         let (inputs, cotangent) = (self.inputs(precision), self.cotangent(precision));
-        let operands: Vec<Vec<f64>> = inputs.iter().map(|it| it.1.clone()).chain(std::iter::once(cotangent.clone())).collect();
+        let operands: Vec<Vec<f64>> =
+            inputs.iter().map(|it| it.1.clone()).chain(std::iter::once(cotangent.clone())).collect();
         let want = self.oracle(&operands);
         let cx = Cx::new(device, &policy(precision));
         let got = run(&cx, Box::new(self.op), &tensors(device, &inputs, precision), &cotangent);
@@ -223,7 +230,8 @@ fn an_input_without_gradient_changes_nothing_else() {
             let cx = Cx::new(&device, &policy(precision));
             let with = run(&cx, Box::new(case.op), &tensors(&device, &inputs, precision), &cotangent);
             let data_precision = if precision == Precision::F64 { Precision::F64 } else { Precision::F32 };
-            let x = Tensor::from_slice(&device, &inputs[0].1, inputs[0].0.clone(), data_precision, Purpose::Data).unwrap();
+            let x =
+                Tensor::from_slice(&device, &inputs[0].1, inputs[0].0.clone(), data_precision, Purpose::Data).unwrap();
             let mut tape = Tape::new(cx);
             let mut vars = vec![tape.constant(x)];
             vars.extend(tensors(&device, &inputs[1..], precision).into_iter().map(|w| tape.leaf(w)));

@@ -1,4 +1,5 @@
 //! The spectral convolution against its definition, its adjoints, and the peer's recorded run.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
@@ -99,8 +100,9 @@ impl Case {
         let (mut y, mut gx, mut gw) = (vec![0.0; self.batch * m * c_out], vec![0.0; x.len()], vec![0.0; w.len()]);
         let at = |k: usize, i: usize, o: usize| (k * c_in + i) * 2 * c_out + o;
         for b in 0..self.batch {
-            let x_hat: Vec<Vec<f64>> =
-                (0..c_in).map(|i| reference::to_modes(&line(x, n, c_in, (b, i)), &self.grid, &self.modes, true)).collect();
+            let x_hat: Vec<Vec<f64>> = (0..c_in)
+                .map(|i| reference::to_modes(&line(x, n, c_in, (b, i)), &self.grid, &self.modes, true))
+                .collect();
             let g_hat: Vec<Vec<f64>> = (0..c_out)
                 .map(|o| {
                     let line = line(cotangent, m, c_out, (b, o));
@@ -151,8 +153,11 @@ impl Case {
         let want = f(&operands);
         let cx = Cx::new(device, &policy(precision));
         let got = run(&cx, Box::new(self.op(device, precision)), &tensors(device, &inputs, precision), &cotangent);
-        let sensitivities =
-            if precision == Precision::F64 { want.iter().map(|v| norm(v)).collect() } else { sensitivity(&f, &operands, self.seed) };
+        let sensitivities = if precision == Precision::F64 {
+            want.iter().map(|v| norm(v)).collect()
+        } else {
+            sensitivity(&f, &operands, self.seed)
+        };
         for (idx, name) in ["y", "grad x", "grad w"].iter().enumerate() {
             if precision == Precision::F64 {
                 assert_close!(name, got[idx][..], want[idx][..], 1e-11);
@@ -231,7 +236,8 @@ fn threads_do_not_change_a_bit() {
 
 #[test]
 fn wrong_shapes_are_errors() {
-    let case = Case { grid: vec![6], out: vec![6], modes: vec![3], algorithm: None, batch: 2, c_in: 3, c_out: 2, seed: 1 };
+    let case =
+        Case { grid: vec![6], out: vec![6], modes: vec![3], algorithm: None, batch: 2, c_in: 3, c_out: 2, seed: 1 };
     let device = Device::cpu(1).unwrap();
     let cx = Cx::new(&device, &policy(Precision::F32));
     let op = case.op(&device, Precision::F32);

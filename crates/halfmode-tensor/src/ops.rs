@@ -2,7 +2,7 @@
 
 use crate::view::{View, ViewMut};
 use crate::{Device, Error, Purpose, Real, Result, Tensor, with_real};
-use halfmode_precision::DType;
+use halfmode_precision::{DType, Domain};
 use rayon::prelude::*;
 
 /// Scalars that one task widens, works on and narrows. Fixed, so that sums do not depend on the
@@ -31,11 +31,19 @@ pub trait Elementwise: Sync {
     fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]);
 }
 
+fn check_domain(op: &'static str, operand: &'static str, domain: Domain, x: &Tensor) -> Result<()> {
+    if x.dtype().domain == domain {
+        return Ok(());
+    }
+    let expected = if domain == Domain::Real { "real" } else { "complex" };
+    Err(Error::DType { op, operand, expected, found: x.dtype() })
+}
+
 impl Tensor {
     /// `out = f(inputs)` tile by tile, in the accumulator of `dtype`'s precision.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Devices`] if the operands do not match, [`Error::Rank`] if
+    /// [`Error::Shape`], [`Error::DType`] or [`Error::Devices`] if the operands do not match, [`Error::Rank`] if
     /// there are none, and those of [`Device::alloc`].
     pub fn elementwise<F: Elementwise>(
         op: &'static str,
@@ -48,10 +56,11 @@ impl Tensor {
             return Err(Error::Rank { op, operand: "inputs", expected: 1, found: [0].into() });
         };
         for input in inputs {
-            if input.shape() != first.shape() || input.dtype().domain != dtype.domain {
+            if input.shape() != first.shape() {
                 let (expected, found) = (first.shape().clone(), input.shape().clone());
                 return Err(Error::Shape { op, operand: "inputs", expected, found });
             }
+            check_domain(op, "inputs", dtype.domain, input)?;
             if !input.device().same(first.device()) {
                 return Err(Error::Devices { op });
             }
@@ -69,13 +78,14 @@ impl Tensor {
     /// Adds `other` in place, in the accumulator of this tensor's precision.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Devices`] if the operands do not match, [`Error::Shared`] if
+    /// [`Error::Shape`], [`Error::DType`] or [`Error::Devices`] if the operands do not match, [`Error::Shared`] if
     /// the buffer is shared.
     pub fn add_assign(&mut self, other: &Tensor) -> Result<()> {
-        if self.shape() != other.shape() || self.dtype().domain != other.dtype().domain {
+        if self.shape() != other.shape() {
             let (expected, found) = (self.shape().clone(), other.shape().clone());
             return Err(Error::Shape { op: "add_assign", operand: "other", expected, found });
         }
+        check_domain("add_assign", "other", self.dtype().domain, other)?;
         if !self.device().same(other.device()) {
             return Err(Error::Devices { op: "add_assign" });
         }

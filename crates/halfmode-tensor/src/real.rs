@@ -225,8 +225,9 @@ impl Real for f64 {
         match dst {
             ViewMut::F64(dst) => dst.copy_from_slice(src),
             ViewMut::F32(dst) => dst.iter_mut().zip(src).for_each(|(to, from)| *to = *from as f32),
-            ViewMut::Bf16(dst) => dst.iter_mut().zip(src).for_each(|(to, from)| *to = bf16::from_f64(*from)),
-            ViewMut::F16(dst) => dst.iter_mut().zip(src).for_each(|(to, from)| *to = f16::from_f64(*from)),
+            // `from_f64` of the halves drops the low bits first, and with them which side of a tie a value is on.
+            ViewMut::Bf16(dst) => dst.iter_mut().zip(src).for_each(|(to, from)| *to = bf16::from_f32(to_odd(*from))),
+            ViewMut::F16(dst) => dst.iter_mut().zip(src).for_each(|(to, from)| *to = f16::from_f32(to_odd(*from))),
         }
     }
 
@@ -260,6 +261,18 @@ impl Real for f64 {
     fn return_scratch(buffer: Vec<f64>) {
         scratch::return_f64(buffer);
     }
+}
+
+/// Rounds to f32 so that rounding again, to half, gives what rounding once would: an inexact value
+/// becomes the neighbour with an odd significand, which is never a tie of the shorter format.
+fn to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    let back = f64::from(nearest);
+    if back.to_bits() == value.to_bits() || value.is_nan() {
+        return nearest;
+    }
+    let toward_zero = nearest.to_bits() - u32::from(back.abs() > value.abs());
+    f32::from_bits(toward_zero | 1)
 }
 
 /// Evaluates an expression with `$real` naming the accumulator of a storage precision.

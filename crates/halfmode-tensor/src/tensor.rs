@@ -100,7 +100,8 @@ impl Tensor {
         purpose: Purpose,
     ) -> Result<Self> {
         let shape = shape.into();
-        let expected = shape.numel() * dtype.domain.scalars();
+        let scalars = shape.checked_numel().and_then(|n| n.checked_mul(dtype.domain.scalars()));
+        let expected = scalars.ok_or_else(|| Error::TooLarge { shape: shape.clone(), dtype })?;
         if values.len() != expected {
             return Err(Error::Length { n_values: values.len(), shape, expected });
         }

@@ -23,10 +23,7 @@ pub fn atomic_write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// Those of [`atomic_write`] and those of `fill`.
-pub fn atomic_write_with(
-    path: impl AsRef<Path>,
-    fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
-) -> Result<()> {
+pub fn atomic_write_with(path: impl AsRef<Path>, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let path = path.as_ref();
     let refused = |source| Error::write(path, source);
     let folder = match path.parent() {

@@ -1,5 +1,7 @@
 //! AdamW against both peers, across precisions, and its state in files.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use halfmode_nn::{Init, ParamSpec, Params};
 use halfmode_precision::{Precision, PrecisionPolicy, Preset};
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -33,7 +35,8 @@ fn golden_adamw_complex() {
             let mut optimiser = AdamW::new(config, &params, &policy).unwrap();
             for step in 0..4 {
                 // Scaled by a power of two and unscaled again: not a bit may change.
-                let values = ["w", "z"].map(|it| golden.get(&format!("in/{it}_grad{step}")).1.iter().map(|g| 64.0 * g).collect());
+                let values = ["w", "z"]
+                    .map(|it| golden.get(&format!("in/{it}_grad{step}")).1.iter().map(|g| 64.0 * g).collect());
                 let grads = grads(&device, &params, Precision::F64, &values);
                 optimiser.step(&mut params, &grads, 1.0 / 64.0).unwrap();
                 for param in &params.list {
@@ -64,7 +67,8 @@ fn run(
     grad_precision: Precision,
 ) -> (Params, AdamW) {
     let mut params = Params::new(device, specs(), policy, 11).unwrap();
-    let mut optimiser = AdamW::new(AdamWConfig { weight_decay: 0.1, ..AdamWConfig::new(kind) }, &params, policy).unwrap();
+    let mut optimiser =
+        AdamW::new(AdamWConfig { weight_decay: 0.1, ..AdamWConfig::new(kind) }, &params, policy).unwrap();
     for step in 0..n_steps {
         take_step(device, &mut params, &mut optimiser, step, grad_precision);
     }
@@ -73,8 +77,11 @@ fn run(
 
 fn take_step(device: &Device, params: &mut Params, optimiser: &mut AdamW, step: usize, precision: Precision) {
     let mut rng = Rng::new(100 + step as u64);
-    let values: Vec<Vec<f64>> =
-        params.list.iter().map(|param| rng.normals(param.spec.n_scalars()).iter().map(|g| f64::from(*g as f32)).collect()).collect();
+    let values: Vec<Vec<f64>> = params
+        .list
+        .iter()
+        .map(|param| rng.normals(param.spec.n_scalars()).iter().map(|g| f64::from(*g as f32)).collect())
+        .collect();
     let grads = grads(device, params, precision, &values);
     optimiser.step(params, &grads, 0.25).unwrap();
 }

@@ -1,5 +1,7 @@
 //! Safetensors files: exact round trips, agreement with the reference library, hostile input.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use half::{bf16, f16};
 use halfmode_nn::{Init, ParamSpec, Params};
 use halfmode_precision::{Precision, PrecisionPolicy};
@@ -120,7 +122,8 @@ fn parameters_come_back_in_any_precision() {
         }
     }
 
-    let mut other = Params::new(&device, vec![ParamSpec::real("c", &[7], Init::Ones)], &PrecisionPolicy::full(), 0).unwrap();
+    let mut other =
+        Params::new(&device, vec![ParamSpec::real("c", &[7], Init::Ones)], &PrecisionPolicy::full(), 0).unwrap();
     assert!(matches!(load_parameters(&mut other, &arrays), Err(Error::MissingTensor { name }) if name == "c"));
     other.list[0].spec.name = "b".to_owned();
     other.list[0].spec.file_shape = vec![7, 1];

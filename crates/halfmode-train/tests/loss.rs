@@ -1,6 +1,8 @@
 //! Losses against the peer's numbers, by central differences, in every precision, and on the
 //! planning device.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use expect_test::expect;
 use halfmode_autograd::{Cx, Op, Outputs, Saved, Tape};
 use halfmode_precision::{Precision, PrecisionPolicy};
@@ -31,7 +33,7 @@ impl<L: Op> Op for Against<L> {
         _: &[bool],
     ) -> halfmode_autograd::Result<Vec<Option<Tensor>>> {
         let mut grads = self.0.backward(cx, saved, grads, &[true, false])?;
-        assert!(grads.pop().unwrap().is_none());
+        assert!(matches!(grads.pop(), Some(None)), "a target has a gradient");
         Ok(grads)
     }
 }
@@ -64,11 +66,11 @@ fn golden_losses_2d() {
             ("lp2_abs_mean", Box::new(lp(2.0, false, Reduction::Mean, 1.0))),
             ("lp1_rel_mean", Box::new(lp(1.0, true, Reduction::Mean, 1.0))),
             ("lp3_abs_sum", Box::new(lp(3.0, false, Reduction::Sum, 1.0))),
-            // The case does not name its reduction; its value is a sixth of the sum over 3 x 2 fields.
+            // Two cases do not name their reduction; their values are a sixth of the sum over 3 x 2 fields.
             ("lp2_abs_measure2pi", Box::new(lp(2.0, false, Reduction::Mean, tau))),
             ("h1_rel_sum", Box::new(h1(true, Reduction::Sum, vec![]))),
             ("h1_abs_mean", Box::new(h1(false, Reduction::Mean, vec![]))),
-            ("h1_rel_nonperiodic", Box::new(h1(true, Reduction::Sum, vec![false, false]))),
+            ("h1_rel_nonperiodic", Box::new(h1(true, Reduction::Mean, vec![false, false]))),
         ];
         assert_eq!(golden.names("f64/grad_in/").count(), variants.len());
         for (name, loss) in variants {
@@ -177,10 +179,10 @@ proptest! {
     fn lp_gradient_is_right(case in case(), p in prop_oneof![Just(2.0), Just(1.0), 1.5f64..4.0]) {
         let device = Device::cpu(2).unwrap();
         let [x, y] = case.pair(&device, Precision::F64);
-        // At p = 1 a difference may change its sign within the step of the check: keep off zero.
-        let x = if p > 1.0 { x } else {
+        // Third derivatives of |e|^p are large near zero, and the check's error with them: keep off.
+        let x = if p.to_bits() == 2f64.to_bits() { x } else {
             let (x, y) = (x.to_vec::<f64>().unwrap(), y.to_vec::<f64>().unwrap());
-            let apart: Vec<f64> = x.iter().zip(&y).map(|(x, y)| x + 0.1 * (x - y).signum()).collect();
+            let apart: Vec<f64> = x.iter().zip(&y).map(|(x, y)| x + (x - y).signum()).collect();
             Tensor::from_slice(&device, &apart, case.shape.as_slice(), Precision::F64, Purpose::Activation).unwrap()
         };
         let loss = lp(p, case.relative, case.reduction(), case.measure);
@@ -299,13 +301,16 @@ fn wrong_use_is_refused() {
     let device = Device::cpu(1).unwrap();
     let cx = double(&device);
     let tensor = |shape: &[usize]| Rng::new(0).tensor(&device, shape, Precision::F64);
-    let message = |op: &dyn Op, x: &[usize], y: &[usize]| op.forward(&cx, &[&tensor(x), &tensor(y)]).unwrap_err().to_string();
+    let message =
+        |op: &dyn Op, x: &[usize], y: &[usize]| op.forward(&cx, &[&tensor(x), &tensor(y)]).unwrap_err().to_string();
     let loss = H1Loss::default();
     assert!(message(&loss, &[1, 1, 4], &[1, 1, 5]).contains("expected shape [1, 1, 4] for `target`, found [1, 1, 5]"));
     assert!(message(&loss, &[3, 4], &[3, 4]).contains("needs shape [batch, channels, n_1"));
     assert!(message(&loss, &[0, 1, 4], &[0, 1, 4]).contains("needs shape [batch, channels, n_1"));
     assert!(message(&h1(true, Reduction::Sum, vec![true]), &[1, 1, 4, 4], &[1, 1, 4, 4]).contains("the grid has 2"));
-    assert!(message(&h1(true, Reduction::Sum, vec![false]), &[1, 1, 3], &[1, 1, 3]).contains("axis 0 of the grid has 3"));
+    assert!(
+        message(&h1(true, Reduction::Sum, vec![false]), &[1, 1, 3], &[1, 1, 3]).contains("axis 0 of the grid has 3")
+    );
     assert!(message(&lp(0.5, true, Reduction::Sum, 1.0), &[1, 1, 4], &[1, 1, 4]).contains("p = 0.5 is not"));
     assert!(message(&lp(2.0, true, Reduction::Sum, 0.0), &[1, 1, 4], &[1, 1, 4]).contains("measure = 0 is not"));
 }

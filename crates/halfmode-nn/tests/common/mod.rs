@@ -1,5 +1,6 @@
 //! What the tests of the layers share.
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use halfmode_autograd::{Cx, Op};
 use halfmode_fft::{Algorithm, Transform, TransformConfig};
@@ -78,10 +79,13 @@ pub(crate) fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
 }
 
+/// Results of a computation on its operands.
+type Results<'a> = dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + 'a;
+
 /// How far each result of `f` moves when every operand moves by one part in `1 / RELATIVE`, over
 /// that part: the condition of each result times its size. Rounding errors inside a computation
 /// are such moves of its operands, so tolerances are multiples of this.
-pub(crate) fn sensitivity(f: &dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>, operands: &[Vec<f64>], seed: u64) -> Vec<f64> {
+pub(crate) fn sensitivity(f: &Results<'_>, operands: &[Vec<f64>], seed: u64) -> Vec<f64> {
     const RELATIVE: f64 = 1e-7;
     let want = f(operands);
     let mut rng = Rng::new(seed ^ 0x5e5e);
@@ -89,7 +93,9 @@ pub(crate) fn sensitivity(f: &dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>, operands: &[
     for _ in 0..4 {
         let moved: Vec<Vec<f64>> = operands
             .iter()
-            .map(|values| values.iter().map(|v| v * (1.0 + if rng.bits() & 1 == 0 { RELATIVE } else { -RELATIVE })).collect())
+            .map(|values| {
+                values.iter().map(|v| v * (1.0 + if rng.bits() & 1 == 0 { RELATIVE } else { -RELATIVE })).collect()
+            })
             .collect();
         for (worst, (got, want)) in worst.iter_mut().zip(f(&moved).iter().zip(&want)) {
             *worst = worst.max(distance(got, want) / RELATIVE);

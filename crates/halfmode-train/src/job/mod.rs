@@ -11,7 +11,8 @@ mod run_report;
 mod trainer;
 
 pub use config::{
-    DarcyData, DataConfig, FileData, JobConfig, LossKind, ModelConfig, OptimizerConfig, OptimizerKind, TrainConfig,
+    DarcyData, DataConfig, FileData, FileLayout, JobConfig, LossKind, ModelConfig, OptimizerConfig, OptimizerKind,
+    TrainConfig,
 };
 pub use error::JobError;
 pub use fields::{DataShapes, FieldShape, JobData, data_shapes, load_data};

@@ -212,7 +212,7 @@ impl Run {
                 self.trainer.state.best = metric;
             }
             let every = self.trainer.config().train.checkpoint_every;
-            if is_best || record.epoch % every == 0 || record.epoch == n_epochs {
+            if is_best || record.epoch.is_multiple_of(every) || record.epoch == n_epochs {
                 self.save(session)?;
             }
             if is_best {

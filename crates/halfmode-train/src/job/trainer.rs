@@ -100,7 +100,7 @@ impl Trainer {
         let tests = tests.collect::<Result<Vec<_>, _>>()?;
         let params = Params::new(device, fno.param_specs(), &policy, config.seed)?;
         let optimizer = AdamW::new(config.optimizer.adamw(), &params, &policy)?;
-        let scheduler = Scheduler::new(config.scheduler.clone(), config.optimizer.learning_rate)?;
+        let scheduler = Scheduler::new(config.scheduler, config.optimizer.learning_rate)?;
         let scaler = match policy.loss_scale {
             LossScale::Dynamic(scaler) => Some(DynamicScaler::new(scaler)?),
             _ => None,
@@ -322,10 +322,11 @@ impl Trainer {
         let indices: Vec<usize> = (0..test.shape.n).collect();
         for batch in indices.chunks(self.eval_batch(test)) {
             let prediction = self.predict(test, batch)?;
+            let truth = gather(test.y(), batch)?;
             if !self.device.launches() {
                 break;
             }
-            let truth = gather(test.y(), batch)?.to_vec::<f32>()?;
+            let truth = truth.to_vec::<f32>()?;
             let shape = [&[batch.len(), test.shape.c_out][..], &test.shape.grid].concat();
             l2 += relative_l2(&prediction, &truth, batch.len())?.iter().sum::<f64>();
             h1 += relative_h1(&prediction, &truth, &shape, &[])?.iter().sum::<f64>();
@@ -372,7 +373,7 @@ impl Trainer {
             self.scaler = Some(DynamicScaler::from_state(config, scaler)?);
         }
         if let Some(scheduler) = state.scheduler {
-            self.scheduler = Scheduler::from_state(self.config.scheduler.clone(), self.config.optimizer.learning_rate, scheduler)?;
+            self.scheduler = Scheduler::from_state(self.config.scheduler, self.config.optimizer.learning_rate, scheduler)?;
         }
         self.normalisers = normalisers;
         self.state = state;

@@ -44,6 +44,7 @@ impl<R> Ends<R> {
 #[derive(Debug)]
 struct Axis<R> {
     n: usize,
+    periodic: bool,
     /// Rows of the field between neighbours along this axis; unused on the last axis.
     stride: usize,
     /// `1 / 2h`: in the middle, `(D e)_i = slope (e_{i+1} − e_{i−1})`.
@@ -74,6 +75,7 @@ impl<R: Accumulator> Axis<R> {
         let rounded = |entries: Entries<f64>| entries.into_iter().map(|(idx, v)| (idx, R::from_f64(v))).collect();
         Axis {
             n,
+            periodic,
             stride,
             slope: R::from_f64(slope),
             curvature: R::from_f64(slope * slope),
@@ -137,34 +139,47 @@ impl<R: Accumulator> GridDifferences<R> {
         Ok(GridDifferences { leading: leading.collect(), last: make(last, 0), n_rows, row_len: grid[last] })
     }
 
+    #[inline(always)]
+    fn row<'a>(&self, field: &'a [R], idx: usize) -> &'a [R] {
+        &field[idx * self.row_len..(idx + 1) * self.row_len]
+    }
+
     /// Sum over the points of `rows` of `e² + Σ_a (D_a e)²`. `field` holds all rows.
     pub(crate) fn energy(&self, field: &[R], rows: Range<usize>) -> f64 {
         R::vectorised(
             #[inline(always)]
             || {
                 let mut lanes = [R::ZERO; LANES];
-                let row = |idx: usize| &field[idx * self.row_len..(idx + 1) * self.row_len];
                 for idx in rows {
-                    let e = row(idx);
-                    add_squares(&mut lanes, [(e, R::ONE)]);
+                    let e = self.row(field, idx);
+                    add_squares(&mut lanes, e);
                     for axis in &self.leading {
                         let position = idx / axis.stride % axis.n;
-                        let other = |at: usize| row(idx + at * axis.stride - position * axis.stride);
-                        match axis.first.get(position) {
+                        let first = idx - position * axis.stride;
+                        match axis.first.get(position).map(Vec::as_slice) {
                             None => {
-                                let (up, down) = (other(position + 1), other(position - 1));
-                                add_squares(&mut lanes, [(up, axis.slope), (down, -axis.slope)]);
+                                let up = self.row(field, idx + axis.stride);
+                                let down = self.row(field, idx - axis.stride);
+                                add_squares_of_difference(&mut lanes, up, down, axis.slope);
+                            }
+                            // An end of a periodic axis: its entries are +slope and -slope.
+                            Some(&[(up, slope), (down, _)]) if axis.periodic => {
+                                let up = self.row(field, first + up * axis.stride);
+                                let down = self.row(field, first + down * axis.stride);
+                                add_squares_of_difference(&mut lanes, up, down, slope);
                             }
                             Some(entries) => {
-                                let term = |k: usize| entries.get(k).map_or((e, R::ZERO), |&(at, c)| (other(at), c));
-                                add_squares(&mut lanes, [term(0), term(1), term(2), term(3)]);
+                                for point in 0..self.row_len {
+                                    let at = |row: usize| field[(first + row * axis.stride) * self.row_len + point];
+                                    let slope = entries.iter().fold(R::ZERO, |sum, &(row, c)| sum + c * at(row));
+                                    lanes[point % LANES] += slope * slope;
+                                }
                             }
                         }
                     }
                     let axis = &self.last;
                     if axis.first.low < axis.first.high {
-                        let (up, down) = (&e[2..], &e[..e.len() - 2]);
-                        add_squares(&mut lanes, [(up, axis.slope), (down, -axis.slope)]);
+                        add_squares_of_difference(&mut lanes, &e[2..], &e[..e.len() - 2], axis.slope);
                     }
                     for (_, entries) in axis.first.irregular() {
                         let slope = dot(entries, e);
@@ -181,18 +196,21 @@ impl<R: Accumulator> GridDifferences<R> {
         R::vectorised(
             #[inline(always)]
             || {
-                let row = |idx: usize| &field[idx * self.row_len..(idx + 1) * self.row_len];
                 for (idx, out) in rows.zip(out.chunks_exact_mut(self.row_len)) {
-                    let e = row(idx);
+                    let e = self.row(field, idx);
                     out.copy_from_slice(e);
                     for axis in &self.leading {
                         let position = idx / axis.stride % axis.n;
-                        let other = |at: usize| row(idx + at * axis.stride - position * axis.stride);
+                        let first = idx - position * axis.stride;
                         match axis.gram.get(position) {
-                            None => add_bend(out, e, other(position + 2), other(position - 2), axis.curvature),
+                            None => {
+                                let up = self.row(field, idx + 2 * axis.stride);
+                                let down = self.row(field, idx - 2 * axis.stride);
+                                add_bend(out, e, up, down, axis.curvature);
+                            }
                             Some(entries) => {
-                                for &(at, value) in entries {
-                                    out.iter_mut().zip(other(at)).for_each(|(out, e)| *out += value * *e);
+                                for &(row, value) in entries {
+                                    add_scaled(out, self.row(field, first + row * axis.stride), value);
                                 }
                             }
                         }
@@ -225,35 +243,47 @@ fn dot<R: Accumulator>(entries: &Entries<R>, e: &[R]) -> R {
     entries.iter().fold(R::ZERO, |sum, &(at, value)| sum + value * e[at])
 }
 
-/// Adds `(Σ_k c_k row_k)²` of every point to the lanes. All rows have one length.
+/// `out += c e`
 #[inline(always)]
-fn add_squares<R: Accumulator, const K: usize>(lanes: &mut [R; LANES], rows: [(&[R], R); K]) {
-    let len = rows[0].0.len();
-    let body = len / LANES * LANES;
-    let term = |at: usize, lane: usize| {
-        let mut sum = R::ZERO;
-        for (row, c) in rows {
-            sum += c * row[at + lane];
-        }
-        sum
-    };
-    let rows_fit = rows.iter().all(|row| row.0.len() >= len);
-    debug_assert!(rows_fit, "rows of different lengths");
-    for at in (0..body).step_by(LANES) {
-        // Whole lanes are sliced out once, so that the inner loop has no bounds to check.
-        let pieces = rows.map(|(row, c)| (&row[at..at + LANES], c));
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            let mut value = R::ZERO;
-            for (piece, c) in pieces {
-                value += c * piece[lane];
-            }
-            *sum += value * value;
+fn add_scaled<R: Accumulator>(out: &mut [R], e: &[R], c: R) {
+    for (out, e) in out.iter_mut().zip(e) {
+        *out += c * *e;
+    }
+}
+
+/// Adds `e²` of every point to the lanes.
+#[inline(always)]
+fn add_squares<R: Accumulator>(lanes: &mut [R; LANES], e: &[R]) {
+    // A copy, so that the compiler keeps it in registers.
+    let mut sums = *lanes;
+    let mut pieces = e.chunks_exact(LANES);
+    for piece in &mut pieces {
+        for (sum, e) in sums.iter_mut().zip(piece) {
+            *sum += *e * *e;
         }
     }
-    for lane in 0..len - body {
-        let value = term(body, lane);
-        lanes[lane] += value * value;
+    for (sum, e) in sums.iter_mut().zip(pieces.remainder()) {
+        *sum += *e * *e;
     }
+    *lanes = sums;
+}
+
+/// Adds `(c (up − down))²` of every point to the lanes. Both rows have one length.
+#[inline(always)]
+fn add_squares_of_difference<R: Accumulator>(lanes: &mut [R; LANES], up: &[R], down: &[R], c: R) {
+    let mut sums = *lanes;
+    let (mut ups, mut downs) = (up.chunks_exact(LANES), down.chunks_exact(LANES));
+    for (up, down) in (&mut ups).zip(&mut downs) {
+        for ((sum, up), down) in sums.iter_mut().zip(up).zip(down) {
+            let slope = c * (*up - *down);
+            *sum += slope * slope;
+        }
+    }
+    for ((sum, up), down) in sums.iter_mut().zip(ups.remainder()).zip(downs.remainder()) {
+        let slope = c * (*up - *down);
+        *sum += slope * slope;
+    }
+    *lanes = sums;
 }
 
 #[cfg(test)]

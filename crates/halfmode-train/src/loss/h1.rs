@@ -63,7 +63,13 @@ impl H1Loss {
         if self.relative { 1.0 } else { fields.spacing(self.measure).product::<f64>().sqrt() }
     }
 
-    fn norms<R: Accumulator>(&self, fields: &Fields, x: &Tensor, y: &Tensor, work: &mut Tensor) -> Result<Vec<FieldNorm>> {
+    fn norms<R: Accumulator>(
+        &self,
+        fields: &Fields,
+        x: &Tensor,
+        y: &Tensor,
+        work: &mut Tensor,
+    ) -> Result<Vec<FieldNorm>> {
         let grid = self.differences::<R>(fields)?;
         let energies = |values: &[R]| energies(x.device(), &grid, fields, values);
         let mut targets = None;

@@ -118,7 +118,12 @@ impl LpLoss {
         norms.collect()
     }
 
-    fn gradient<R: Accumulator>(&self, fields: &Fields, back: &Backward, grad: &mut Tensor) -> halfmode_tensor::Result<()> {
+    fn gradient<R: Accumulator>(
+        &self,
+        fields: &Fields,
+        back: &Backward,
+        grad: &mut Tensor,
+    ) -> halfmode_tensor::Result<()> {
         let device = grad.device().clone();
         let (x, y) = (back.prediction.view()?, back.target.view()?);
         let exponent = self.exponent();
@@ -177,7 +182,15 @@ fn tile_gradient<R: Accumulator>(exponent: Exponent, norm: FieldNorm, x: &[R], y
         Exponent::One => {
             let weight = R::from_f64(weight);
             // The last arm is 0, or NaN where the difference is NaN.
-            let slope = |e: R| if e > R::ZERO { weight } else if e < R::ZERO { -weight } else { e };
+            let slope = |e: R| {
+                if e > R::ZERO {
+                    weight
+                } else if e < R::ZERO {
+                    -weight
+                } else {
+                    e
+                }
+            };
             pairs.for_each(|(out, (x, y))| *out = slope(*x - *y));
         }
         Exponent::Two => {

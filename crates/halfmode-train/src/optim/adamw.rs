@@ -262,7 +262,12 @@ fn shared_stride(kind: AdamWKind, spec: &ParamSpec) -> Option<usize> {
 fn check_shape(param: &Parameter, grad: &Tensor) -> Result<()> {
     let (expected, found) = (param.value.shape(), grad.shape());
     if expected != found || param.value.dtype().domain != grad.dtype().domain {
-        return Err(Error::Shape { op: "adamw", operand: "gradient", expected: expected.clone(), found: found.clone() });
+        return Err(Error::Shape {
+            op: "adamw",
+            operand: "gradient",
+            expected: expected.clone(),
+            found: found.clone(),
+        });
     }
     if !param.value.device().same(grad.device()) {
         return Err(halfmode_tensor::Error::Devices { op: "adamw" }.into());

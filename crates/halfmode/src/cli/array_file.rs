@@ -1,0 +1,147 @@
+//! Files of arrays, whatever their format: `.npz`, `.npy`, `.safetensors`.
+
+use crate::cli::error::{CliError, Exit};
+use halfmode::data::numpy::{npy_info, read_npy};
+use halfmode::data::{ArrayInfo, NpzFile};
+use halfmode::train::{Array, Values, read_named};
+use ndarray::{ArrayD, IxDyn};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// What a file is, by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Npz,
+    Npy,
+    Safetensors,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Npz => "npz",
+            Kind::Npy => "npy",
+            Kind::Safetensors => "safetensors",
+        }
+    }
+}
+
+/// An open file.
+pub(crate) struct ArrayFile {
+    path: PathBuf,
+    source: Source,
+}
+
+enum Source {
+    Npz(Box<NpzFile<BufReader<File>>>),
+    Npy(ArrayInfo),
+    Safetensors(BTreeMap<String, Array>),
+}
+
+/// The type of the values of a tensor in a safetensors file.
+fn dtype_of(values: &Values) -> &'static str {
+    values.view().precision().name()
+}
+
+impl ArrayFile {
+    /// Looks at the first bytes, and reads what says which arrays there are.
+    pub(crate) fn open(path: &Path) -> Result<Self, CliError> {
+        let place = path.display().to_string();
+        let refuse = |what: &str, why: String| CliError::new(Exit::Data, what).at(place.clone()).why(why);
+        let mut start = Vec::new();
+        let opened = File::open(path).and_then(|file| file.take(8).read_to_end(&mut start));
+        opened.map_err(|err| {
+            let err = refuse("the file cannot be read", err.to_string());
+            err.help(format!("halfmode data generate darcy --output {place}"))
+        })?;
+        let source = if start.starts_with(b"\x93NUMPY") {
+            Source::Npy(npy_info(path)?)
+        } else if start.starts_with(b"PK") {
+            Source::Npz(Box::new(NpzFile::open(path)?))
+        } else {
+            match read_named(path) {
+                Ok((arrays, _)) => Source::Safetensors(arrays),
+                Err(err) if path.extension().is_some_and(|extension| extension == "safetensors") => return Err(err.into()),
+                Err(err) => return Err(refuse("this is no .npz, .npy or .safetensors file", err.to_string())),
+            }
+        };
+        Ok(ArrayFile { path: path.to_owned(), source })
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        match self.source {
+            Source::Npz(_) => Kind::Npz,
+            Source::Npy(_) => Kind::Npy,
+            Source::Safetensors(_) => Kind::Safetensors,
+        }
+    }
+
+    /// Names of the arrays; the one of an `.npy` file is the file's stem.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match &self.source {
+            Source::Npz(npz) => npz.keys(),
+            Source::Npy(_) => vec![self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())],
+            Source::Safetensors(arrays) => arrays.keys().cloned().collect(),
+        }
+    }
+
+    /// Type, shape and values of one array.
+    pub(crate) fn read_f64(&mut self, name: &str) -> Result<(String, Vec<usize>, Vec<f64>), CliError> {
+        match &mut self.source {
+            Source::Npz(npz) => {
+                let info = npz.info(name)?;
+                let array = npz.read::<f64>(name)?;
+                Ok((info.dtype.name().to_owned(), info.shape, array.into_raw_vec_and_offset().0))
+            }
+            Source::Npy(info) => {
+                let array = read_npy::<f64>(&self.path)?;
+                Ok((info.dtype.name().to_owned(), info.shape.clone(), array.into_raw_vec_and_offset().0))
+            }
+            Source::Safetensors(arrays) => {
+                let array = arrays.get(name).ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;
+                Ok((dtype_of(&array.values).to_owned(), array.shape.clone(), array.to_f64()))
+            }
+        }
+    }
+
+    /// The array to use when the user named none: `x`, or the only one.
+    fn choose(&self, key: Option<&str>) -> Result<String, CliError> {
+        let names = self.names();
+        let refuse = |what: String| {
+            let shown = names.iter().take(16).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let err = CliError::new(Exit::Data, what).at(self.path.display().to_string());
+            err.why(format!("it holds {shown}")).help(format!("halfmode data inspect {}", self.path.display()))
+        };
+        match (key, names.as_slice()) {
+            (Some(key), _) if names.iter().any(|name| name == key) => Ok(key.to_owned()),
+            // An `.npy` file has one array without a name.
+            (Some(_), [only]) if self.kind() == Kind::Npy => Ok(only.clone()),
+            (Some(key), _) => Err(refuse(format!("there is no array `{key}`"))),
+            (None, [only]) => Ok(only.clone()),
+            (None, _) if names.iter().any(|name| name == "x") => Ok("x".to_owned()),
+            (None, _) => Err(refuse("--key is needed to choose an array".to_owned())),
+        }
+    }
+
+    /// One array in f32.
+    pub(crate) fn read_f32(&mut self, key: Option<&str>) -> Result<(String, ArrayD<f32>), CliError> {
+        let name = self.choose(key)?;
+        let array = match &mut self.source {
+            Source::Npz(npz) => npz.read::<f32>(&name)?,
+            Source::Npy(_) => read_npy::<f32>(&self.path)?,
+            Source::Safetensors(arrays) => {
+                let array = arrays.get(&name).ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;
+                let mut values = vec![0f32; array.values.view().len()];
+                match array.values.view() {
+                    halfmode::tensor::View::F64(wide) => values.iter_mut().zip(wide).for_each(|(to, &from)| *to = from as f32),
+                    other => other.widen(&mut values),
+                }
+                let shaped = ArrayD::from_shape_vec(IxDyn(&array.shape), values);
+                shaped.map_err(|err| CliError::new(Exit::Data, err.to_string()).at(self.path.display().to_string()))?
+            }
+        };
+        Ok((name, array))
+    }
+}

@@ -1,0 +1,173 @@
+//! `halfmode bench step`: times whole training steps on random data.
+
+use crate::cli::config_file::{self, ConfigArgs, Loaded};
+use crate::cli::error::{CliError, Exit};
+use crate::cli::plan::make_plan;
+use crate::cli::train::{model_line, precision_line};
+use crate::cli::{Context, memory, text};
+use halfmode::data::FieldPairs;
+use halfmode::train::job::{DataShapes, FieldShape, JobData, LossKind, Trainer, data_shapes};
+use ndarray::{ArrayD, IxDyn};
+use serde_json::json;
+use std::time::Instant;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum BenchCommand {
+    /// Times whole training steps on random data of the configuration's shapes.
+    Step(StepArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct StepArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Steps that are timed.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    iterations: u32,
+    /// Steps before them.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    warmup: u32,
+}
+
+pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<Exit, CliError> {
+    let BenchCommand::Step(args) = &args.command;
+    let loaded = config_file::load(&args.config, context.global.seed)?;
+    let policy = loaded.validate()?;
+    let config = &loaded.config;
+    let shape = data_shapes(&config.data).map_err(|err| loaded.explain(err))?.train;
+    let shape = FieldShape { n: config.train.batch_size, ..shape };
+    let shapes = DataShapes { train: shape.clone(), tests: Vec::new() };
+    let plan = make_plan(&loaded, &shapes, context.n_threads())?;
+    if let Some(available) = memory::available().filter(|&available| plan.peak_bytes() > available) {
+        let why = format!("it needs {}, of which {} are available", text::bytes(plan.peak_bytes()), text::bytes(available));
+        let help = format!("halfmode bench step {} --set train.batch_size=1", args.config.config);
+        return Err(CliError::new(Exit::Device, "the step does not fit memory").at("train.batch_size").why(why).help(help));
+    }
+    context.output.note(&format!("model      {}", model_line(config, plan.n_parameters)));
+    context.output.note(&format!("precision  {}", precision_line(&policy)));
+
+    let mut trainer = trainer(&loaded, &shapes, context)?;
+    let device = trainer.device().clone();
+    let batch: Vec<usize> = (0..shape.n).collect();
+    for _ in 0..args.warmup {
+        trainer.step(&batch)?;
+    }
+    device.reset_peak();
+    let rss_is_of_steps = memory::reset_peak_rss();
+    let mut times = Vec::with_capacity(args.iterations as usize);
+    for _ in 0..args.iterations {
+        let start = Instant::now();
+        trainer.step(&batch)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let peak_rss = memory::peak_rss();
+    if !rss_is_of_steps {
+        context.output.warn("the peak of resident memory could not be reset: it is that of the whole process");
+    }
+    times.sort_by(f64::total_cmp);
+    let step_ms = quantile(&times, 0.5);
+    let samples_per_s = shape.n as f64 / step_ms.max(1e-9) * 1e3;
+    let memory = device.memory();
+    let object = json!({
+        "config": config,
+        "device": "cpu",
+        "threads": context.n_threads(),
+        "iterations": args.iterations,
+        "warmup": args.warmup,
+        "batch_size": shape.n,
+        "grid": shape.grid,
+        "loss": config.train.loss,
+        "precision": policy.preset,
+        "format": policy.format,
+        "step_ms": step_ms,
+        "p10_ms": quantile(&times, 0.1),
+        "p90_ms": quantile(&times, 0.9),
+        "samples_per_s": samples_per_s,
+        "peak_bytes": memory.total.peak,
+        "planned_peak_bytes": plan.peak_bytes(),
+        "peak_activation_bytes": memory.activations.peak,
+        "peak_rss_bytes": peak_rss,
+        "device_peak_bytes": null,
+        "n_parameters": plan.n_parameters,
+        "step_flops": plan.step_flops,
+        "skipped_steps": trainer.state().skipped_steps,
+    });
+    context.output.result(object, || {
+        let loss = match config.train.loss {
+            LossKind::L2 => "relative L2",
+            LossKind::H1 => "relative H1",
+        };
+        [
+            format!("step         {step_ms:.2} ms (10 %: {:.2}, 90 %: {:.2}), {loss}", quantile(&times, 0.1), quantile(&times, 0.9)),
+            format!("throughput   {samples_per_s:.1} samples/s, {:.2} GFLOP/s", plan.step_flops / step_ms.max(1e-9) / 1e6),
+            format!("peak         {} (planned {})", text::bytes(memory.total.peak), text::bytes(plan.peak_bytes())),
+            format!("activations  {}", text::bytes(memory.activations.peak)),
+            format!("resident     {}", peak_rss.map_or_else(|| "unknown".to_owned(), text::bytes)),
+        ]
+        .join("\n")
+    })?;
+    Ok(Exit::Done)
+}
+
+/// A trainer on random fields: one batch, no test sets, no file.
+fn trainer(loaded: &Loaded, shapes: &DataShapes, context: &Context) -> Result<Trainer, CliError> {
+    let shape = &shapes.train;
+    let mut state = loaded.config.seed;
+    let mut field = |channels: usize| {
+        let extents = [&[shape.n, channels][..], &shape.grid].concat();
+        ArrayD::from_shape_simple_fn(IxDyn(&extents), || random(&mut state))
+    };
+    let train = FieldPairs::new(field(shape.c_in), field(shape.c_out))?;
+    let data = JobData { train, tests: Vec::new(), notes: Vec::new() };
+    Trainer::new(loaded.config.clone(), &context.device()?, shapes, Some(data)).map_err(|err| loaded.explain(err))
+}
+
+/// A number in [-1, 1): a counter through an invertible mixing of its bits.
+fn random(state: &mut u64) -> f32 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut bits = *state;
+    bits = (bits ^ (bits >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    bits = (bits ^ (bits >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    bits ^= bits >> 32;
+    (bits >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+}
+
+/// The value of sorted `times` below which the share `q` lies, between two of them linearly.
+fn quantile(times: &[f64], q: f64) -> f64 {
+    let position = q * times.len().saturating_sub(1) as f64;
+    let (low, share) = (position.floor() as usize, position.fract());
+    match (times.get(low), times.get(low + 1)) {
+        (Some(a), Some(b)) => a + share * (b - a),
+        (Some(a), None) => *a,
+        _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between() {
+        let times = [1.0, 2.0, 3.0, 5.0];
+        let near = |q: f64, want: f64| assert!((quantile(&times, q) - want).abs() < 1e-12);
+        near(0.0, 1.0);
+        near(0.5, 2.5);
+        near(1.0, 5.0);
+        assert!((quantile(&[4.0], 0.9) - 4.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn random_numbers_fill_their_range() {
+        let mut state = 0;
+        let values: Vec<f32> = (0..4096).map(|_| random(&mut state)).collect();
+        assert!(values.iter().all(|value| (-1.0..1.0).contains(value)));
+        assert!(values.iter().sum::<f32>().abs() / 4096.0 < 0.05);
+    }
+}

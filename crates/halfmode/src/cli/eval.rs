@@ -1,0 +1,192 @@
+//! `halfmode eval`: errors of a trained model at several resolutions.
+
+use crate::cli::error::{CliError, Exit};
+use crate::cli::model_source::{self, PrecisionChoice, Source, check_fields, check_grid};
+use crate::cli::progress::DataWatch;
+use crate::cli::train::precision_line;
+use crate::cli::{Context, text};
+use halfmode::data::{ChannelLayout, DarcyConfig, FieldPairs, load_or_generate, read_pairs};
+use halfmode::train::atomic_write;
+use halfmode::train::job::{DarcyData, DataConfig, FileLayout, render_panels};
+use serde_json::json;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct EvalArgs {
+    /// A run directory or a model file.
+    #[arg(value_name = "RUN|MODEL")]
+    run: PathBuf,
+    /// Points per axis of generated test data, such as 64,128 [default: those of the configuration].
+    #[arg(long, value_name = "N,…", value_delimiter = ',', conflicts_with = "data")]
+    resolution: Vec<usize>,
+    /// Test data in an .npz file instead (keys and layout of the configuration; else x, y, channels first).
+    #[arg(long, value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// Computes in another precision than the model's: full, amp, mixed, half, or as mixed:bf16.
+    #[arg(long, value_name = "PRESET")]
+    precision: Option<PrecisionChoice>,
+    /// Samples at a time.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    batch: u32,
+    /// Samples to draw per data set.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    plots: u16,
+    /// Where to draw [default: RUN/plots, or plots].
+    #[arg(long, value_name = "DIR")]
+    plots_dir: Option<PathBuf>,
+}
+
+/// One line of the result.
+struct Row {
+    label: String,
+    n: usize,
+    l2: f64,
+    h1: f64,
+    seconds: f64,
+}
+
+pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> {
+    let source = model_source::load(&args.run, args.precision, context)?;
+    context.output.note(&format!("model      {}", source.file.display()));
+    context.output.note(&format!("precision  {}", precision_line(source.model.policy())));
+    let plots_dir = args.plots_dir.clone().unwrap_or_else(|| source.run.as_deref().unwrap_or(Path::new("")).join("plots"));
+    let (mut rows, mut plots) = (Vec::new(), Vec::new());
+    for set in sets(args, &source)? {
+        let (label, pairs) = set.load(context)?;
+        check_fields(&source.model, &format!("the input of {label}"), pairs.x().shape())?;
+        if pairs.c_out() != source.model.config().fno().out_channels {
+            let what = format!("the output of {label} has {} channels", pairs.c_out());
+            let why = format!("the model gives {}", source.model.config().fno().out_channels);
+            return Err(CliError::new(Exit::Data, what).why(why));
+        }
+        let start = Instant::now();
+        let (errors, prediction) = source.model.evaluate(&pairs, args.batch as usize)?;
+        let seconds = start.elapsed().as_secs_f64();
+        for sample in 0..usize::from(args.plots).min(pairs.len()) {
+            let path = plots_dir.join(format!("eval-{label}-sample-{sample}.png"));
+            draw(&path, &pairs, prediction.as_slice().unwrap_or_default(), sample)?;
+            plots.push(path);
+        }
+        rows.push(Row { label, n: pairs.len(), l2: errors.l2, h1: errors.h1, seconds });
+    }
+    let eval: serde_json::Map<String, serde_json::Value> = rows
+        .iter()
+        .map(|row| (row.label.clone(), json!({ "n": row.n, "l2": row.l2, "h1": row.h1, "seconds": row.seconds })))
+        .collect();
+    let preset = source.model.policy().preset;
+    let object = json!({
+        "model": source.file,
+        "precision": preset,
+        "format": source.model.policy().format,
+        "n_parameters": source.model.params().n_scalars(),
+        "eval": eval,
+        "plots": plots,
+    });
+    context.output.result(object, || {
+        let cells = |row: &Row| {
+            let errors = [row.l2, row.h1].map(|error| format!("{error:.5}"));
+            [&[row.label.clone(), row.n.to_string()][..], &errors, &[text::seconds(row.seconds)]].concat()
+        };
+        let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
+        text::table(&["data", "samples", "L2", "H1", "time"], &cells)
+    })?;
+    Ok(Exit::Done)
+}
+
+/// A data set that is to be read or made.
+enum Set {
+    Darcy { resolution: usize, data: DarcyData },
+    File { path: PathBuf, input: String, output: String, layout: ChannelLayout },
+}
+
+/// The data sets that were asked for.
+fn sets(args: &EvalArgs, source: &Source) -> Result<Vec<Set>, CliError> {
+    let config = source.job.as_ref().map(|job| &job.data);
+    let file = |path: &PathBuf| {
+        let (input, output, layout) = match config {
+            Some(DataConfig::File(file)) => (file.input.clone(), file.output.clone(), channel_layout(file.layout)),
+            _ => ("x".to_owned(), "y".to_owned(), ChannelLayout::ChannelsFirst),
+        };
+        Set::File { path: path.clone(), input, output, layout }
+    };
+    if !args.data.is_empty() {
+        return Ok(args.data.iter().map(file).collect());
+    }
+    let refuse = |what: &str| {
+        let err = CliError::new(Exit::Usage, what).at("--resolution");
+        err.help(format!("halfmode eval {} --data FILE.npz", args.run.display()))
+    };
+    match config {
+        Some(DataConfig::Darcy(data)) => {
+            let resolutions = if args.resolution.is_empty() { &data.test_resolutions } else { &args.resolution };
+            let sets = resolutions.iter().map(|&resolution| {
+                let place = |why: String| {
+                    let err = CliError::new(Exit::Config, format!("resolution {resolution} cannot be evaluated")).at("--resolution");
+                    err.why(why).help(format!("halfmode eval {} --resolution {}", args.run.display(), data.resolution))
+                };
+                check_grid(&source.model, &[resolution; 2]).map_err(place)?;
+                DarcyConfig::new(data.n_test, resolution, data.seed).validate().map_err(|err| place(err.to_string()))?;
+                Ok(Set::Darcy { resolution, data: data.clone() })
+            });
+            sets.collect()
+        }
+        Some(DataConfig::File(_)) if !args.resolution.is_empty() => {
+            Err(refuse("the model was trained on files, which have their own resolutions"))
+        }
+        Some(DataConfig::File(data)) => Ok(data.test.iter().map(file).collect()),
+        None => Err(refuse("the model file does not say what data it was trained on")),
+    }
+}
+
+fn channel_layout(layout: FileLayout) -> ChannelLayout {
+    match layout {
+        FileLayout::ChannelsFirst => ChannelLayout::ChannelsFirst,
+        FileLayout::ChannelsLast => ChannelLayout::ChannelsLast,
+        FileLayout::NoChannels => ChannelLayout::NoChannels,
+    }
+}
+
+impl Set {
+    /// The samples and the name under which their errors are reported.
+    fn load(self, context: &Context) -> Result<(String, FieldPairs), CliError> {
+        match self {
+            Set::Darcy { resolution, data } => {
+                let config = DarcyConfig::new(data.n_test, resolution, data.seed).for_test();
+                let watch = DataWatch::new(&context.output);
+                let what = format!("darcy {resolution}x{resolution} test");
+                let progress = |done: usize, n: usize| watch.report(&what, done, n);
+                let threads = NonZeroUsize::new(context.n_threads());
+                let (pairs, outcome) = load_or_generate(&config, &context.data_cache(), threads, &progress)?;
+                if let Some(warning) = outcome.warning() {
+                    context.output.warn(&warning);
+                }
+                Ok((resolution.to_string(), pairs))
+            }
+            Set::File { path, input, output, layout } => {
+                let pairs = read_pairs(&path, &input, &output, layout)
+                    .map_err(|err| CliError::from(err).help(format!("halfmode data inspect {}", path.display())))?;
+                let label = path.file_stem().map_or_else(|| "data".to_owned(), |stem| stem.to_string_lossy().into_owned());
+                Ok((label, pairs))
+            }
+        }
+    }
+}
+
+/// Draws the first channels of one sample.
+fn draw(path: &Path, pairs: &FieldPairs, prediction: &[f32], sample: usize) -> Result<(), CliError> {
+    let points: usize = pairs.grid().iter().product();
+    let first = |values: &[f32], channels: usize| {
+        let start = sample * channels * points;
+        values.get(start..start + points).unwrap_or_default().to_vec()
+    };
+    let input = first(pairs.x().as_slice().unwrap_or_default(), pairs.c_in());
+    let truth = first(pairs.y().as_slice().unwrap_or_default(), pairs.c_out());
+    let png = render_panels(&input, &truth, &first(prediction, pairs.c_out()), pairs.grid())?;
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)
+            .map_err(|err| CliError::new(Exit::Other, format!("cannot create the folder: {err}")).at(folder.display().to_string()))?;
+    }
+    Ok(atomic_write(path, &png)?)
+}

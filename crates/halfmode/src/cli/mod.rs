@@ -1,0 +1,230 @@
+//! The command line: what users type, and which file answers it.
+
+mod array_file;
+mod bench;
+mod config_file;
+mod data;
+mod doctor;
+mod environment;
+mod error;
+mod eval;
+mod memory;
+mod model_source;
+mod output;
+mod plan;
+mod predict;
+mod progress;
+mod report;
+mod run_dir;
+mod signals;
+mod text;
+mod train;
+
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+use error::{CliError, Exit};
+use halfmode::tensor::Device;
+use output::{Output, Verbosity};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Trains neural operators in mixed precision.
+#[derive(Debug, Parser)]
+#[command(name = "halfmode", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub(crate) struct Global {
+    /// Where to compute: auto, cpu or cuda[:i]. This build has no GPU backend.
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// Worker threads; 0: one per core.
+    #[arg(long, global = true, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    threads: u16,
+    /// Replaces the seed of the configuration, or of the generator.
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    pub(crate) seed: Option<u64>,
+    /// Says more.
+    #[arg(long, short, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Says nothing but results and errors.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Colours on stderr.
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    color: Color,
+    /// Prints one JSON object on stdout instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where generated data is kept [default: $HALFMODE_CACHE, $XDG_CACHE_HOME/halfmode or ~/.cache/halfmode].
+    #[arg(long, global = true, value_name = "DIR")]
+    data_cache: Option<PathBuf>,
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// Where stderr is a terminal and NO_COLOR is not set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What `--device` may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(u32),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(DeviceChoice::Auto),
+            None if text == "cpu" => Ok(DeviceChoice::Cpu),
+            None if text == "cuda" => Ok(DeviceChoice::Cuda(0)),
+            Some(("cuda", index)) => index.parse().map(DeviceChoice::Cuda).map_err(|_| format!("`{index}` is not the number of a GPU")),
+            _ => Err("use auto, cpu or cuda[:i]".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Says what this machine and this build can do.
+    Doctor,
+    /// Makes and inspects data.
+    Data(data::DataArgs),
+    /// Trains a model: the main job. `halfmode train darcy` needs nothing else.
+    Train(train::TrainArgs),
+    /// Errors of a trained model, at any resolution.
+    Eval(eval::EvalArgs),
+    /// Predicts outputs for the inputs in a file.
+    Predict(predict::PredictArgs),
+    /// Says what a job would cost, without running it.
+    Plan(plan::PlanArgs),
+    /// Measures.
+    Bench(bench::BenchArgs),
+    /// Writes the HTML report of a run again.
+    Report(report::ReportArgs),
+}
+
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Command::Doctor => "doctor",
+            Command::Data(args) => args.name(),
+            Command::Train(_) => "train",
+            Command::Eval(_) => "eval",
+            Command::Predict(_) => "predict",
+            Command::Plan(_) => "plan",
+            Command::Bench(_) => "bench step",
+            Command::Report(_) => "report",
+        }
+    }
+}
+
+/// What a command was started with.
+pub(crate) struct Context {
+    pub(crate) global: Global,
+    pub(crate) output: Output,
+}
+
+impl Context {
+    /// Worker threads, never 0.
+    pub(crate) fn n_threads(&self) -> usize {
+        match usize::from(self.global.threads) {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        }
+    }
+
+    /// The device that was asked for.
+    pub(crate) fn device(&self) -> Result<Device, CliError> {
+        Device::cpu(self.n_threads()).map_err(|err| CliError::new(Exit::Other, err.to_string()))
+    }
+
+    /// Where generated data is kept.
+    pub(crate) fn data_cache(&self) -> PathBuf {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        self.global
+            .data_cache
+            .clone()
+            .or_else(|| variable("HALFMODE_CACHE"))
+            .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("halfmode")))
+            .or_else(|| variable("HOME").map(|folder| folder.join(".cache/halfmode")))
+            .unwrap_or_else(|| std::env::temp_dir().join("halfmode-cache"))
+    }
+}
+
+/// Runs the program.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(err) => {
+            // Help and version are errors to clap, with code 0.
+            let code = if err.use_stderr() { Exit::Usage } else { Exit::Done };
+            // Nothing can be said when the streams are closed.
+            let _ = err.print();
+            return code.into();
+        }
+    };
+    let verbosity = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    };
+    let color = match cli.global.color {
+        Color::Auto => ColorChoice::Auto,
+        Color::Always => ColorChoice::Always,
+        Color::Never => ColorChoice::Never,
+    };
+    let output = Output::new(cli.command.name(), cli.global.json, verbosity, color);
+    let context = Context { global: cli.global, output };
+    match run(&cli.command, &context) {
+        Ok(code) => code.into(),
+        Err(err) => {
+            context.output.error(&err);
+            err.code.into()
+        }
+    }
+}
+
+fn run(command: &Command, context: &Context) -> Result<Exit, CliError> {
+    if let (DeviceChoice::Cuda(index), false) = (context.global.device, matches!(command, Command::Doctor)) {
+        let what = format!("device cuda:{index} is not available: this build of halfmode has no GPU backend");
+        let err = CliError::new(Exit::Device, what).at("--device").why("only the CPU backend is compiled in");
+        return Err(err.help("halfmode doctor"));
+    }
+    match command {
+        Command::Doctor => doctor::run(context),
+        Command::Data(args) => data::run(args, context),
+        Command::Train(args) => train::run(args, context),
+        Command::Eval(args) => eval::run(args, context),
+        Command::Predict(args) => predict::run(args, context),
+        Command::Plan(args) => plan::run(args, context),
+        Command::Bench(args) => bench::run(args, context),
+        Command::Report(args) => report::run(args, context),
+    }
+}

@@ -1,0 +1,170 @@
+//! `halfmode plan`: what a job would cost, without running it.
+
+use crate::cli::config_file::{self, ConfigArgs, Loaded};
+use crate::cli::error::{CliError, Exit};
+use crate::cli::train::{grid_text, model_line, precision_line};
+use crate::cli::{Context, memory, text};
+use halfmode::autograd::MemoryReport;
+use halfmode::precision::{PrecisionConfig, Preset};
+use halfmode::tensor::MemoryStats;
+use halfmode::train::job::{DataShapes, JobConfig, JobPlan, data_shapes, plan};
+use serde_json::{Value, json};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Memory that the largest batch has to fit, such as 4GiB [default: what is available now].
+    #[arg(long, value_name = "BYTES", value_parser = text::parse_bytes)]
+    memory: Option<usize>,
+}
+
+/// Scalars beyond which a job is refused without planning it: byte counts stay far from overflow.
+const MAX_SCALARS: f64 = (1u64 << 48) as f64;
+
+/// Plans a job.
+pub(crate) fn make_plan(loaded: &Loaded, shapes: &DataShapes, threads: usize) -> Result<JobPlan, CliError> {
+    check_size(&loaded.config)?;
+    plan(&loaded.config, shapes, threads).map_err(|err| loaded.explain(err))
+}
+
+/// Refuses models whose bytes no counter holds.
+fn check_size(config: &JobConfig) -> Result<(), CliError> {
+    let fno = config.model.fno();
+    let modes: f64 = fno.stored_modes().iter().map(|&n| n as f64).product();
+    let width = fno.hidden_channels as f64;
+    let ratios = fno.lifting_channel_ratio + fno.projection_channel_ratio + fno.channel_mlp_expansion;
+    let channels = (fno.in_channels + fno.out_channels) as f64;
+    let scalars = fno.n_layers as f64 * width * width * (2.0 * modes + 2.0 * ratios + 2.0) + width * ratios * channels;
+    if scalars <= MAX_SCALARS {
+        return Ok(());
+    }
+    let what = format!("the model has about {scalars:.1e} parameters, which fit no memory");
+    let err = CliError::new(Exit::Device, what).at("model");
+    Err(err.why("the weights of the spectral convolutions are n_layers x hidden_channels² x modes").help("halfmode plan darcy"))
+}
+
+/// The largest batch, at most all training samples, whose planned peak fits `memory`.
+pub(crate) fn largest_batch(config: &JobConfig, shapes: &DataShapes, threads: usize, memory: usize) -> Option<usize> {
+    let fits = |batch: usize| {
+        let mut config = config.clone();
+        config.train.batch_size = batch;
+        plan(&config, shapes, threads).is_ok_and(|plan| plan.peak_bytes() <= memory)
+    };
+    let most = shapes.train.n.max(1);
+    if !fits(1) {
+        return None;
+    }
+    // `low` fits, `high` does not or is beyond the samples.
+    let (mut low, mut high) = (1, 2);
+    while high <= most && fits(high) {
+        (low, high) = (high, high * 2);
+    }
+    high = high.min(most + 1);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    Some(low)
+}
+
+pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> {
+    let loaded = config_file::load(&args.config, context.global.seed)?;
+    let policy = loaded.validate()?;
+    let threads = context.n_threads();
+    let shapes = data_shapes(&loaded.config.data).map_err(|err| loaded.explain(err))?;
+    let configured = make_plan(&loaded, &shapes, threads)?;
+    let mut full = loaded.clone();
+    full.config.precision = PrecisionConfig::new(Preset::Full, loaded.config.precision.format);
+    let full = make_plan(&full, &shapes, threads)?;
+    let memory = args.memory.or_else(memory::available);
+    let batch = memory.and_then(|memory| largest_batch(&loaded.config, &shapes, threads, memory));
+    let ratio = configured.peak_activation_bytes() as f64 / full.peak_activation_bytes().max(1) as f64;
+
+    let object = json!({
+        "config": loaded.config,
+        "threads": threads,
+        "n_parameters": configured.n_parameters,
+        "step_flops": configured.step_flops,
+        "steps_per_epoch": shapes.train.n.div_ceil(loaded.config.train.batch_size),
+        "precision": { "preset": policy.preset, "format": policy.format, "policy": policy },
+        "configured": plan_json(&configured),
+        "full": plan_json(&full),
+        "peak_activation_ratio": ratio,
+        "saved": saved_json(&configured.saved),
+        "memory_bytes": memory,
+        "largest_batch": batch,
+        "fits": memory.map(|memory| configured.peak_bytes() <= memory),
+    });
+    context.output.result(object, || {
+        let config = &loaded.config;
+        let mut parts = vec![
+            format!("model      {}", model_line(config, configured.n_parameters)),
+            format!(
+                "data       {} samples at {}, batches of {}",
+                shapes.train.n,
+                grid_text(&shapes.train.grid),
+                config.train.batch_size.min(shapes.train.n)
+            ),
+            format!("precision  {}", precision_line(&policy)),
+            format!("step       {:.2} GFLOP", configured.step_flops / 1e9),
+            String::new(),
+            format!("peak bytes by purpose ({threads} threads)"),
+            memory_table(&policy.preset.to_string(), &configured, &full),
+            "kept for backward by one forward pass".to_owned(),
+            configured.saved.to_string(),
+            String::new(),
+            policy.table(),
+        ];
+        parts.push(fit_line(memory, batch, shapes.train.n));
+        parts.join("\n")
+    })?;
+    Ok(Exit::Done)
+}
+
+fn fit_line(memory: Option<usize>, batch: Option<usize>, n_train: usize) -> String {
+    let Some(memory) = memory else { return "the system does not say how much memory is available: use --memory".to_owned() };
+    let memory = text::bytes(memory);
+    match batch {
+        Some(batch) if batch == n_train => format!("largest batch in {memory}: all {n_train} training samples"),
+        Some(batch) => format!("largest batch in {memory}: {batch}"),
+        None => format!("not even one sample at a time fits {memory}: use fewer modes, channels or layers, or a coarser grid"),
+    }
+}
+
+/// Each purpose's own peak, and those of the sums.
+fn plan_json(plan: &JobPlan) -> Value {
+    let purposes = |stats: &MemoryStats| -> serde_json::Map<String, Value> {
+        stats.iter().map(|(purpose, usage)| (purpose.name().to_owned(), usage.peak.into())).collect()
+    };
+    json!({
+        "peak_bytes": plan.peak_bytes(),
+        "step_peak_bytes": plan.step.total.peak,
+        "peak_activation_bytes": plan.peak_activation_bytes(),
+        "saved_bytes": plan.saved.total_bytes(),
+        "by_purpose": purposes(&plan.memory),
+    })
+}
+
+fn saved_json(report: &MemoryReport) -> Vec<Value> {
+    let rows = report.rows.iter().map(|row| {
+        let shape: &[usize] = &row.shape;
+        let (dtype, bytes) = (row.dtype.to_string(), row.bytes);
+        json!({ "op": row.op, "role": row.role, "shape": shape, "dtype": dtype, "bytes": bytes, "shared": row.shared })
+    });
+    rows.collect()
+}
+
+fn memory_table(preset: &str, configured: &JobPlan, full: &JobPlan) -> String {
+    let ratio = |bytes: usize, of: usize| if of == 0 { "-".to_owned() } else { format!("{:.3}", bytes as f64 / of as f64) };
+    let row = |name: &str, bytes: usize, of: usize| vec![name.to_owned(), bytes.to_string(), of.to_string(), ratio(bytes, of)];
+    let pairs = configured.memory.iter().zip(full.memory.iter());
+    let mut rows: Vec<Vec<String>> = pairs
+        .filter(|((_, ours), (_, theirs))| ours.peak > 0 || theirs.peak > 0)
+        .map(|((purpose, ours), (_, theirs))| row(purpose.name(), ours.peak, theirs.peak))
+        .collect();
+    rows.push(row("activations (training)", configured.peak_activation_bytes(), full.peak_activation_bytes()));
+    rows.push(row("training step", configured.step.total.peak, full.step.total.peak));
+    rows.push(row("whole job", configured.peak_bytes(), full.peak_bytes()));
+    text::table(&["", preset, "full", "ratio"], &rows)
+}

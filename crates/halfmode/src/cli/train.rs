@@ -1,0 +1,198 @@
+//! `halfmode train`: the main job.
+
+use crate::cli::config_file::{self, ConfigArgs, Loaded};
+use crate::cli::error::{CliError, Exit};
+use crate::cli::plan::{largest_batch, make_plan};
+use crate::cli::progress::{DataWatch, Watch};
+use crate::cli::run_dir::OutArgs;
+use crate::cli::signals::{Signals, stop_exit};
+use crate::cli::{Context, environment, memory, text};
+use halfmode::precision::PrecisionPolicy;
+use halfmode::train::job::{
+    DataConfig, DataShapes, FieldShape, JobConfig, JobError, JobPlan, Run, RunOptions, StopReason, Summary, data_shapes,
+    load_data,
+};
+use serde_json::json;
+use std::path::Path;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    out: OutArgs,
+    /// Test samples to draw per resolution.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    plots: u16,
+}
+
+pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError> {
+    let loaded = config_file::load(&args.config, context.global.seed)?;
+    let policy = loaded.validate()?;
+    let argument = &args.config.config;
+    let out = args.out.resolve(&loaded, argument, &context.output)?;
+    let shapes = data_shapes(&loaded.config.data).map_err(|err| loaded.explain(err).or_help(data_help(&loaded)))?;
+    let plan = make_plan(&loaded, &shapes, context.n_threads())?;
+    check_memory(&loaded, argument, &shapes, &plan, context)?;
+    context.output.note(&header(&loaded.config, &policy, &shapes, &plan, &out));
+
+    let signals = Signals::listen()?;
+    let data = {
+        let watch = DataWatch::new(&context.output);
+        let progress = |what: &str, done: usize, n: usize| {
+            watch.report(what, done, n);
+            if let Some(reason) = signals.stop() {
+                // Samples are made in parallel; there is nothing to save yet, and nobody to tell it to.
+                context.output.note("stopped before training began: nothing to save");
+                std::process::exit(stop_exit(reason) as i32);
+            }
+        };
+        load_data(&loaded.config.data, &context.data_cache(), context.n_threads(), &progress)
+    };
+    let data = data.map_err(|err| loaded.explain(err).or_help(data_help(&loaded)))?;
+    data.notes.iter().for_each(|note| context.output.detail(note));
+
+    let options = RunOptions {
+        out: out.clone(),
+        resume: args.out.resume,
+        force: args.out.force,
+        environment: environment::facts(context.n_threads()),
+        n_plots: args.plots.into(),
+    };
+    let resume_help = format!("halfmode train {} --resume", out.display());
+    let device = context.device()?;
+    let mut run = Run::new(loaded.config.clone(), &device, data, options).map_err(|err| loaded.explain(err))?;
+    let n_steps = run.trainer().steps_per_epoch() * loaded.config.train.epochs;
+    let mut watch = Watch::new(&context.output, n_steps, run.trainer().state().step);
+    let outcome = run.train(&mut watch, &|| signals.stop());
+    watch.finish();
+    let (summary, stopped) = outcome.map_err(|err| match &err {
+        JobError::Diverged { checkpoint, .. } => {
+            let resume = format!("{resume_help} --set optimizer.learning_rate={:e}", loaded.config.optimizer.learning_rate / 4.0);
+            let over = format!("halfmode train {argument} --out {} --force --set precision.preset=full", out.display());
+            let help = if checkpoint.is_some() { resume } else { over };
+            CliError::from(err).help(help)
+        }
+        _ => loaded.explain(err),
+    })?;
+
+    let best = out.join("checkpoints/best");
+    let object = json!({
+        "run": out,
+        "stopped": stopped.map(|reason| match reason {
+            StopReason::Interrupt => "interrupt",
+            StopReason::Terminate => "terminate",
+        }),
+        "summary": summary,
+        "best": best.exists().then_some(&best),
+        "latest": out.join("checkpoints/latest"),
+        "report": out.join("report.html"),
+    });
+    context.output.result(object, || end_table(&summary, &loaded.config, &out))?;
+    if let Some(reason) = stopped {
+        context.output.note(&format!("stopped and saved; go on with: {resume_help}"));
+        return Ok(stop_exit(reason));
+    }
+    Ok(Exit::Done)
+}
+
+/// The command that helps when data is missing.
+fn data_help(loaded: &Loaded) -> String {
+    match &loaded.config.data {
+        DataConfig::Darcy(_) => "halfmode train darcy".to_owned(),
+        DataConfig::File(file) => format!("halfmode data inspect {}", file.train.display()),
+    }
+}
+
+/// Refuses a job that the memory cannot hold, before hours are spent on data.
+fn check_memory(loaded: &Loaded, argument: &str, shapes: &DataShapes, plan: &JobPlan, context: &Context) -> Result<(), CliError> {
+    let Some(available) = memory::available().filter(|&available| plan.peak_bytes() > available) else { return Ok(()) };
+    let what = "the job does not fit memory";
+    let why = format!("it needs {}, of which {} are available", text::bytes(plan.peak_bytes()), text::bytes(available));
+    let err = CliError::new(Exit::Device, what).at(format!("halfmode train {argument}")).why(why);
+    let smaller = largest_batch(&loaded.config, shapes, context.n_threads(), available);
+    Err(err.help(match smaller {
+        Some(batch) => format!("halfmode train {argument} --set train.batch_size={batch}"),
+        None => format!("halfmode plan {argument}"),
+    }))
+}
+
+/// `64x64`.
+pub(crate) fn grid_text(grid: &[usize]) -> String {
+    grid.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
+}
+
+/// The formats of a policy, in one line.
+pub(crate) fn precision_line(policy: &PrecisionPolicy) -> String {
+    let storages = [policy.transform, policy.contraction, policy.pointwise].map(|op| op.storage);
+    let [transform, contraction, pointwise] = storages;
+    let master = policy.master.map_or_else(String::new, |master| format!(" with {master} masters"));
+    format!(
+        "{}: transforms {transform}, contractions {contraction}, dense layers {pointwise}, saved {}, sums {}, weights {}{master}, loss scale {}",
+        policy.preset, policy.saved, policy.transform.accumulate, policy.weights, policy.loss_scale
+    )
+}
+
+/// The model, in one line.
+pub(crate) fn model_line(config: &JobConfig, n_parameters: usize) -> String {
+    let fno = config.model.fno();
+    format!(
+        "FNO-{}d, {} modes, width {}, {} layers, {} parameters",
+        fno.n_modes.len(),
+        grid_text(&fno.n_modes),
+        fno.hidden_channels,
+        fno.n_layers,
+        text::thousands(n_parameters)
+    )
+}
+
+fn header(config: &JobConfig, policy: &PrecisionPolicy, shapes: &DataShapes, plan: &JobPlan, out: &Path) -> String {
+    let kind = match &config.data {
+        DataConfig::Darcy(_) => "darcy",
+        DataConfig::File(_) => "files",
+    };
+    let samples = |shape: &FieldShape| format!("{} at {}", shape.n, grid_text(&shape.grid));
+    let tests = shapes.tests.iter().map(samples).collect::<Vec<_>>().join(", ");
+    let (n_epochs, batch) = (config.train.epochs, config.train.batch_size);
+    let n_steps = shapes.train.n.div_ceil(batch);
+    [
+        format!("run        {}", out.display()),
+        format!("data       {kind}: {} to train on, to test on {tests}", samples(&shapes.train)),
+        format!("model      {}", model_line(config, plan.n_parameters)),
+        format!("precision  {}", precision_line(policy)),
+        format!("training   {n_epochs} epochs of {n_steps} steps of {batch} samples, seed {}", config.seed),
+        format!(
+            "memory     planned peak {}, of which activations at most {}",
+            text::bytes(plan.peak_bytes()),
+            text::bytes(plan.peak_activation_bytes())
+        ),
+    ]
+    .join("\n")
+}
+
+/// The results of a run.
+fn end_table(summary: &Summary, config: &JobConfig, out: &Path) -> String {
+    let mut labels: Vec<&String> = summary.eval.keys().collect();
+    labels.sort_by_key(|label| (label.parse::<u64>().unwrap_or(u64::MAX), label.as_str()));
+    let rows: Vec<Vec<String>> = labels
+        .into_iter()
+        .filter_map(|label| Some((label, summary.eval.get(label)?)))
+        .map(|(label, errors)| vec![label.clone(), format!("{:.5}", errors.l2), format!("{:.5}", errors.h1)])
+        .collect();
+    let planned = summary.peak_bytes as f64 / summary.planned_peak_bytes.max(1) as f64 * 100.0;
+    let lines = [
+        text::table(&["resolution", "test L2", "test H1"], &rows),
+        format!("epochs   {} of {}", summary.epochs, config.train.epochs),
+        format!("time     {}", text::seconds(summary.seconds)),
+        format!(
+            "memory   peak {}, planned {} ({planned:.1} %); activations {}",
+            text::bytes(summary.peak_bytes),
+            text::bytes(summary.planned_peak_bytes),
+            text::bytes(summary.peak_activation_bytes)
+        ),
+        format!("skipped  {} of {} steps, loss scale {}", summary.skipped_steps, summary.steps, summary.final_loss_scale),
+        format!("model    {}", out.join("checkpoints/best").display()),
+        format!("report   {}", out.join("report.html").display()),
+    ];
+    lines.join("\n")
+}

@@ -1,0 +1,182 @@
+//! What the commands around `train` print and write.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::{Folder, has_keys};
+use halfmode::data::numpy::{read_npy, write_npy};
+use halfmode::train::{Entry, Values, read_named, write_named};
+use ndarray::{ArrayD, IxDyn};
+use serde_json::{Value, json};
+
+#[test]
+fn doctor_says_what_there_is() {
+    let folder = Folder::new("doctor");
+    let object = folder.json("doctor");
+    has_keys(&object, &["command", "version", "cpu", "memory", "threads", "gpu"]);
+    assert_eq!((&object["gpu"]["backend"], &object["threads"]), (&Value::Null, &json!(1)));
+    assert!(folder.run("doctor").ok().stdout.contains("no GPU backend"));
+}
+
+#[test]
+fn plan_compares_with_full() {
+    let folder = Folder::tiny("plan");
+    let object = folder.json("plan tiny.toml --memory 1GiB");
+    let keys = ["n_parameters", "step_flops", "configured", "full", "peak_activation_ratio", "saved", "memory_bytes", "largest_batch"];
+    has_keys(&object, &keys);
+    has_keys(&object["configured"], &["peak_bytes", "peak_activation_bytes", "by_purpose", "saved_bytes"]);
+    assert_eq!((&object["memory_bytes"], &object["largest_batch"]), (&json!(1 << 30), &json!(8)));
+    assert!(object["peak_activation_ratio"].as_f64().unwrap() < 1.0);
+    let text = folder.run("plan tiny.toml").ok().stdout;
+    for word in ["parameters", "activation", "kept for backward", "accumulate", "largest batch"] {
+        assert!(text.contains(word), "no `{word}` in {text}");
+    }
+
+    // The largest batch fits, one more does not.
+    let peak = |batch: u64| {
+        let object = folder.json(&format!("plan tiny.toml --set data.n_train=64 --set train.batch_size={batch}"));
+        object["configured"]["peak_bytes"].as_u64().unwrap()
+    };
+    let memory = peak(21);
+    let object = folder.json(&format!("plan tiny.toml --set data.n_train=64 --memory {memory}"));
+    let largest = object["largest_batch"].as_u64().unwrap();
+    assert!(largest >= 21 && peak(largest) <= memory && (largest == 64 || peak(largest + 1) > memory), "{largest}");
+    assert_eq!(folder.json("plan tiny.toml --memory 1KiB")["largest_batch"], Value::Null);
+}
+
+#[test]
+fn bench_step_measures_what_plan_says() {
+    let folder = Folder::tiny("bench");
+    let object = folder.json("bench step tiny.toml --iterations 4 --warmup 1");
+    let keys = [
+        "step_ms", "p10_ms", "p90_ms", "samples_per_s", "peak_bytes", "planned_peak_bytes", "peak_activation_bytes",
+        "peak_rss_bytes", "device_peak_bytes", "n_parameters",
+    ];
+    has_keys(&object, &keys);
+    let number = |key: &str| object[key].as_f64().unwrap();
+    assert!(number("p10_ms") <= number("step_ms") && number("step_ms") <= number("p90_ms"));
+    assert!((number("peak_bytes") / number("planned_peak_bytes") - 1.0).abs() < 0.01, "{object}");
+    assert!(number("peak_rss_bytes") > number("peak_bytes"));
+    assert_eq!(object["device_peak_bytes"], Value::Null);
+    assert_eq!(object["n_parameters"], folder.json("plan tiny.toml")["n_parameters"]);
+    assert!(folder.run("bench step tiny.toml --iterations 1").ok().stdout.contains("samples/s"));
+}
+
+#[test]
+fn generated_data_repeats_at_any_number_of_threads() {
+    let folder = Folder::new("generate");
+    let line = "data generate darcy --n 3 --resolution 12 --seed 7";
+    folder.run(&format!("{line} -o a.npz")).ok();
+    let mut command = folder.command("");
+    command.args(line.split(' ')).args(["-o", "b.npz"]);
+    assert_eq!(command.output().unwrap().status.code(), Some(0));
+    folder.run(&format!("{line} --test -o sub/c.npz")).ok();
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    assert_eq!(read("a.npz"), read("b.npz"));
+    assert_ne!(read("a.npz"), read("sub/c.npz"));
+
+    let object = folder.json("data inspect a.npz");
+    assert_eq!(object["kind"], "npz");
+    let x = &object["arrays"][0];
+    assert_eq!((&x["name"], &x["dtype"], &x["shape"]), (&json!("x"), &json!("f32"), &json!([3, 1, 12, 12])));
+    assert_eq!((&x["min"], &x["max"], &x["f16"]["overflow_share"]), (&json!(3.0), &json!(12.0), &json!(0.0)));
+}
+
+#[test]
+fn inspect_counts_what_f16_would_lose() {
+    let folder = Folder::new("inspect");
+    let values = vec![0.0, 1e-9, 6e-6, 1.0, 7e4, f32::NAN, f32::INFINITY, -2.0];
+    let array = ArrayD::from_shape_vec(IxDyn(&[2, 4]), values).unwrap();
+    write_npy(&folder.join("a.npy"), &array.view()).unwrap();
+    let object = folder.json("data inspect a.npy");
+    let row = &object["arrays"][0];
+    let half = json!({ "flushed_share": 0.125, "subnormal_share": 0.125, "overflow_share": 0.25 });
+    assert_eq!((&row["name"], &row["n_nan"], &row["f16"], &row["min"]), (&json!("a"), &json!(1), &half, &json!(-2.0)));
+    let entry = Entry::values("w", &[1, 2], Values::F32(vec![1.0, 2.0]));
+    write_named(folder.join("b.safetensors"), &[entry], &Value::Null).unwrap();
+    assert_eq!(folder.json("data inspect b.safetensors")["arrays"][0]["shape"], json!([1, 2]));
+    assert!(folder.run("data inspect a.npy").ok().stdout.contains("f16 flushed"));
+}
+
+#[test]
+fn a_trained_model_evaluates_and_predicts() {
+    let folder = Folder::tiny("use");
+    folder.run("train tiny.toml --plots 0").ok();
+    let summary: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("runs/tiny/summary.json")).unwrap()).unwrap();
+
+    let object = folder.json("eval runs/tiny --resolution 16,20,24 --plots 1");
+    has_keys(&object, &["model", "precision", "eval", "plots", "n_parameters"]);
+    has_keys(&object["eval"]["24"], &["n", "l2", "h1"]);
+    // The best model is that of the last epoch or an earlier one that was better at 16.
+    let l2 = |it: &Value| it["eval"]["16"]["l2"].as_f64().unwrap();
+    assert!(l2(&object) <= l2(&summary) * (1.0 + 1e-3), "{} {}", l2(&object), l2(&summary));
+    assert!(folder.join("runs/tiny/plots/eval-24-sample-0.png").is_file());
+    let full = folder.json("eval runs/tiny --precision full");
+    assert_eq!(full["precision"], "full");
+    assert!((l2(&full) / l2(&object) - 1.0).abs() < 0.02);
+    assert!(folder.run("eval runs/tiny/checkpoints/best --resolution 16 --precision mixed:bf16").ok().stdout.contains("L2"));
+    folder.run("eval runs/tiny --resolution 2").exits(3).says(&["resolution 2", "the model keeps"]);
+    folder.run("eval runs/tiny --resolution 99999").exits(3);
+
+    folder.run("data generate darcy --n 3 --resolution 16 --test -o test.npz").ok();
+    let model = "predict --model runs/tiny/checkpoints/best";
+    let object = folder.json(&format!("{model} --input test.npz --output y.npy --batch 2"));
+    assert_eq!(object["output"]["shape"], json!([3, 1, 16, 16]));
+    let y = read_npy::<f32>(&folder.join("y.npy")).unwrap();
+    assert!(y.shape() == [3, 1, 16, 16] && y.iter().all(|value| value.is_finite()));
+    folder.run("predict --model runs/tiny --input test.npz --key x --output z.npy --precision full").ok();
+    // Some tenths of a percent of half precision, against a scale of about 0.01.
+    let z = read_npy::<f32>(&folder.join("z.npy")).unwrap();
+    let scale = z.iter().fold(0f32, |most, value| most.max(value.abs()));
+    assert!(y.iter().zip(&z).all(|(y, z)| (y - z).abs() <= 0.02 * scale));
+
+    folder.run(&format!("{model} --input test.npz --key q --output w.npy")).exits(4).says(&["no array `q`", "`x`"]);
+    folder.run(&format!("{model} --input nothing.npy --output w.npy")).exits(4);
+    write_npy(&folder.join("flat.npy"), &ArrayD::<f32>::zeros(IxDyn(&[3, 1, 16])).view()).unwrap();
+    folder.run(&format!("{model} --input flat.npy --output w.npy")).exits(4).says(&["flat.npy", "2 spatial axes"]);
+    write_npy(&folder.join("none.npy"), &ArrayD::<f32>::zeros(IxDyn(&[0, 1, 16, 16])).view()).unwrap();
+    folder.run(&format!("{model} --input none.npy --output w.npy")).exits(4);
+    write_npy(&folder.join("coarse.npy"), &ArrayD::<f32>::zeros(IxDyn(&[1, 1, 2, 2])).view()).unwrap();
+    folder.run(&format!("{model} --input coarse.npy --output w.npy")).exits(4).says(&["resolve"]);
+
+    broken_models(&folder);
+}
+
+/// Models that are cut short, have a tensor of another shape, or one too few.
+fn broken_models(folder: &Folder) {
+    let best = folder.join("runs/tiny/checkpoints/best");
+    let bytes = std::fs::read(&best).unwrap();
+    std::fs::write(folder.join("cut.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    folder.run("predict --model cut.safetensors --input test.npz --output w.npy").exits(7);
+    let (arrays, metadata) = read_named(&best).unwrap();
+    let entries = |skip: &str| -> Vec<Entry<'static>> {
+        let kept = arrays.iter().filter(|(name, _)| *name != skip);
+        kept.map(|(name, array)| Entry::values(name.clone(), &array.shape, array.values.clone())).collect()
+    };
+    write_named(folder.join("less.safetensors"), &entries("lifting.fcs.0.bias"), &metadata).unwrap();
+    folder.run("eval less.safetensors").exits(7).says(&["lifting.fcs.0.bias"]);
+    write_named(folder.join("bare.safetensors"), &entries(""), &Value::Null).unwrap();
+    folder.run("eval bare.safetensors").exits(7).says(&["metadata"]);
+    let mut wide = metadata.clone();
+    wide["config"]["hidden_channels"] = json!(5);
+    write_named(folder.join("wide.safetensors"), &entries(""), &wide).unwrap();
+    folder.run("eval wide.safetensors").exits(7).says(&["shape"]);
+    std::fs::write(folder.join("runs/tiny/checkpoints/best"), b"").unwrap();
+    folder.run("eval runs/tiny").exits(7);
+}
+
+#[test]
+fn the_examples_are_legal() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let folder = Folder::new("examples");
+    for name in ["darcy", "darcy-small"] {
+        folder.run(&format!("plan {}", examples.join(name).with_extension("toml").display())).ok();
+    }
+    // Its configuration is in order; its data is not there yet.
+    folder.run(&format!("plan {}", examples.join("from-files.toml").display())).exits(4).says(&["data/train.npz"]);
+    let preset = folder.json("plan darcy");
+    let file = folder.json(&format!("plan {}", examples.join("darcy.toml").display()));
+    assert_eq!(preset["config"], file["config"]);
+}

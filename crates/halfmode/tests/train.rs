@@ -1,0 +1,164 @@
+//! `halfmode train`: the directory it writes, resuming, stopping.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::{Done, Folder, has_keys};
+use halfmode::train::{read_metrics, read_named};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Command;
+
+/// The tensors and the state of a run's newest checkpoint, without the time it took.
+fn latest(run: &Path) -> (Vec<(String, Vec<u64>)>, Value) {
+    let (arrays, metadata) = read_named(run.join("checkpoints/latest")).unwrap();
+    let bits = |values: Vec<f64>| values.into_iter().map(f64::to_bits).collect();
+    let arrays = arrays.into_iter().map(|(name, array)| (name, bits(array.to_f64()))).collect();
+    let mut state = metadata["state"].clone();
+    assert!(state.as_object_mut().unwrap().remove("seconds").is_some());
+    (arrays, state)
+}
+
+#[track_caller]
+fn assert_same_run(a: &Path, b: &Path) {
+    let (a, b) = (latest(a), latest(b));
+    assert_eq!(a.1, b.1);
+    let names = |it: &(Vec<(String, Vec<u64>)>, Value)| it.0.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b));
+    for ((name, a), (_, b)) in a.0.iter().zip(&b.0) {
+        assert!(a == b, "{name} differs");
+    }
+}
+
+#[test]
+fn a_run_leaves_its_directory() {
+    let folder = Folder::tiny("run");
+    let done = folder.run("train tiny.toml").ok().says(&["epoch 1/2", "epoch 2/2", "test", "samples/s", "planned peak"]);
+    assert!(done.stdout.contains("test L2") && done.stdout.contains("report"), "{}", done.stdout);
+    let run = folder.join("runs/tiny");
+    for file in [
+        "config.toml", "summary.json", "metrics.jsonl", "environment.json", "report.html", "checkpoints/latest",
+        "checkpoints/best", "plots/16-sample-0.png", "plots/20-sample-1.png",
+    ] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+    let read = |name: &str| std::fs::read_to_string(run.join(name)).unwrap();
+    let summary: Value = serde_json::from_str(&read("summary.json")).unwrap();
+    has_keys(&summary, &["seconds", "peak_bytes", "planned_peak_bytes", "skipped_steps", "final_loss_scale", "eval"]);
+    has_keys(&summary["eval"]["16"], &["l2", "h1"]);
+    let (peak, planned) = (summary["peak_bytes"].as_f64().unwrap(), summary["planned_peak_bytes"].as_f64().unwrap());
+    assert!((peak / planned - 1.0).abs() < 0.01, "{peak} {planned}");
+    assert_eq!(read_metrics(run.join("metrics.jsonl")).unwrap().len(), 2);
+    let config: toml::Table = toml::from_str(&read("config.toml")).unwrap();
+    assert_eq!(config["train"]["epochs"].as_integer(), Some(2));
+    let environment: Value = serde_json::from_str(&read("environment.json")).unwrap();
+    has_keys(&environment, &["halfmode", "cores", "threads", "command"]);
+
+    // What `plan` says before is what the run says after.
+    let plan = folder.json("plan tiny.toml");
+    let said = plan["configured"]["peak_bytes"].as_f64().unwrap();
+    assert!((peak / said - 1.0).abs() < 0.01, "{peak} {said}");
+    assert_eq!(plan["n_parameters"], summary["n_parameters"]);
+
+    // The directory is not overwritten unasked; `--force` starts over.
+    folder.run("train tiny.toml").exits(2).says(&["is not empty", "help: halfmode train tiny.toml --resume", "--force"]);
+    std::fs::remove_file(run.join("report.html")).unwrap();
+    folder.run("report runs/tiny").ok();
+    assert!(run.join("report.html").is_file());
+    let object = folder.json("train tiny.toml --force --plots 0 -q");
+    has_keys(&object, &["command", "version", "run", "stopped", "summary", "best", "latest", "report"]);
+    assert_eq!((&object["stopped"], &object["summary"]["finished"]), (&Value::Null, &Value::Bool(true)));
+}
+
+#[test]
+fn n_and_n_more_epochs_are_2n_epochs() {
+    let folder = Folder::tiny("resume");
+    folder.run("train tiny.toml --out whole --plots 0").ok();
+    folder.run("train tiny.toml --out parts --plots 0 --set train.epochs=1").ok();
+    let done = folder.run("train parts --resume --plots 0 --set train.epochs=2").ok();
+    done.says(&["changed since the run began: train.epochs: 1 -> 2", "epoch 2/2"]);
+    assert_same_run(&folder.join("whole"), &folder.join("parts"));
+    let metrics = |run: &str| {
+        let records = read_metrics(folder.join(run).join("metrics.jsonl")).unwrap();
+        records.into_iter().map(|record| (record["loss"].clone(), record["eval"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(metrics("whole"), metrics("parts"));
+}
+
+/// Starts a long run, stops it in its second epoch, and goes on from there.
+fn stopped_and_resumed(signal: &str, code: i32) {
+    let folder = Folder::tiny(&format!("stop-{code}"));
+    let line = "train tiny.toml --out stopped --plots 0 --set train.epochs=100000 --json";
+    let mut child = folder.command(line).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("epoch 1/") {
+        assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+    std::io::copy(&mut stderr, &mut std::io::sink()).unwrap();
+    let done = Done::of(line, child.wait_with_output().unwrap()).exits(code);
+    assert!(done.object()["stopped"].is_string());
+
+    let (_, state) = latest(&folder.join("stopped"));
+    let epochs = state["epoch"].as_u64().unwrap() + 1;
+    folder.run(&format!("train stopped --resume --plots 0 --set train.epochs={epochs}")).ok();
+    folder.run(&format!("train tiny.toml --out whole --plots 0 --set train.epochs={epochs}")).ok();
+    assert_same_run(&folder.join("whole"), &folder.join("stopped"));
+}
+
+#[test]
+fn sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been() {
+    stopped_and_resumed("-TERM", 75);
+}
+
+#[test]
+fn ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_been() {
+    stopped_and_resumed("-INT", 130);
+}
+
+#[test]
+fn seeds_matter_and_repeat() {
+    let folder = Folder::tiny("seeds");
+    for (out, seed) in [("a", 1), ("b", 1), ("c", 2)] {
+        folder.run(&format!("train tiny.toml --out {out} --seed {seed} --set train.epochs=1 --plots 0")).ok();
+    }
+    assert_same_run(&folder.join("a"), &folder.join("b"));
+    assert_ne!(latest(&folder.join("a")).0, latest(&folder.join("c")).0);
+}
+
+#[test]
+fn a_run_that_diverges_names_its_checkpoint() {
+    let folder = Folder::tiny("diverged");
+    folder.run("train tiny.toml --out run --set train.epochs=1 --plots 0 --set precision.preset=full").ok();
+    let done = folder.run("train run --resume --set train.epochs=40 --set optimizer.learning_rate=1e30");
+    done.exits(5).says(&["diverged", "run/checkpoints/latest", "help: halfmode train run --resume"]);
+    let summary: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("run/summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["finished"], Value::Bool(false));
+}
+
+#[test]
+fn files_are_trained_on_and_channels_may_be_anywhere() {
+    let folder = Folder::tiny("files");
+    for line in [
+        "data generate darcy --n 6 --resolution 16 -o train.npz",
+        "data generate darcy --n 2 --resolution 16 --test -o test.npz",
+    ] {
+        folder.run(line).ok();
+    }
+    let text = common::TINY.split("[data]").next().unwrap().to_owned()
+        + "[data]\nkind = \"file\"\ntrain = \"train.npz\"\ntest = [\"test.npz\"]\n\n[model]"
+        + common::TINY.split("[model]").nth(1).unwrap();
+    folder.write("files.toml", &text);
+    folder.run("train files.toml --plots 1").ok();
+    let object = folder.json("eval runs/files --data test.npz");
+    let summary: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("runs/files/summary.json")).unwrap()).unwrap();
+    let (now, then) = (object["eval"]["test"]["l2"].as_f64().unwrap(), summary["eval"]["16"]["l2"].as_f64().unwrap());
+    assert!(now > 0.0 && now <= then * 1.5, "{now} {then}");
+    folder.run("bench step files.toml --iterations 2 --warmup 0").ok();
+    std::fs::remove_file(folder.join("train.npz")).unwrap();
+    folder.run("train files.toml --out other").exits(4).says(&["train.npz", "help: halfmode data inspect"]);
+}
