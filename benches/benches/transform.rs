@@ -22,15 +22,15 @@ fn main() {
         for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
             let plan = |algorithm| {
                 let (grid, modes) = (grid.to_vec(), modes.to_vec());
-                let config = TransformConfig { grid, modes, domain: Domain::Real, accumulate: Precision::F32, algorithm };
+                let config =
+                    TransformConfig { grid, modes, domain: Domain::Real, accumulate: Precision::F32, algorithm };
                 Transform::new(&device, config).unwrap()
             };
             let (planned, fft) = (plan(None), plan(Some(Algorithm::Fft)));
             let shape = planned.field_shape(batch, channels);
             let values = noise(shape.numel());
-            let field = |precision| {
-                Tensor::from_slice(&device, &values, shape.clone(), precision, Purpose::Data).unwrap()
-            };
+            let field =
+                |precision| Tensor::from_slice(&device, &values, shape.clone(), precision, Purpose::Data).unwrap();
             let round_trip = |transform: &Transform, x: &Tensor| {
                 let scale = transform.scale();
                 let storage = x.precision();

@@ -12,8 +12,13 @@ fn config(preset: Preset, format: Precision) -> JobConfig {
     fno.n_layers = 2;
     fno.stabilizer = StabilizerKind::Tanh;
     config.model = ModelConfig::Fno(fno);
-    config.data =
-        DataConfig::Darcy(DarcyData { n_train: 24, n_test: 4, resolution: 16, test_resolutions: vec![16, 23], seed: 3 });
+    config.data = DataConfig::Darcy(DarcyData {
+        n_train: 24,
+        n_test: 4,
+        resolution: 16,
+        test_resolutions: vec![16, 23],
+        seed: 3,
+    });
     config.train.batch_size = 8;
     config.precision = PrecisionConfig::new(preset, format);
     config
@@ -41,7 +46,9 @@ fn train(trainer: &mut Trainer, n_steps: usize) -> Vec<f64> {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for (preset, format) in [(Preset::Full, Precision::F16), (Preset::Mixed, Precision::F16), (Preset::Mixed, Precision::Bf16)] {
+    for (preset, format) in
+        [(Preset::Full, Precision::F16), (Preset::Mixed, Precision::F16), (Preset::Mixed, Precision::Bf16)]
+    {
         let config = config(preset, format);
         let runs: Vec<_> = [1, 2, 3]
             .into_iter()
@@ -106,9 +113,12 @@ fn train_one(trainer: &mut Trainer) {
 fn the_half_preset_has_no_masters_and_half_moments() {
     let device = Device::cpu(1).unwrap();
     let trainer = trainer(&config(Preset::Half, Precision::F16), &device);
-    assert!(trainer.params().list.iter().all(|param| param.master.is_none() && param.value.precision() == Precision::F16));
+    assert!(
+        trainer.params().list.iter().all(|param| param.master.is_none() && param.value.precision() == Precision::F16)
+    );
     let memory = device.memory();
-    let [params, state] = [halfmode_tensor::Purpose::Param, halfmode_tensor::Purpose::OptimState].map(|it| memory.of(it).live);
+    let [params, state] =
+        [halfmode_tensor::Purpose::Param, halfmode_tensor::Purpose::OptimState].map(|it| memory.of(it).live);
     assert_eq!(params, 2 * trainer.params().n_scalars());
     assert_eq!(state, 2 * params);
 }

@@ -8,36 +8,17 @@ use crate::error::Error;
 /// Runs the benches of `halfmode-benches` with `arguments`: a filter, `--save FILE`,
 /// `--against FILE`.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<(), Error> {
-    let here = std::env::current_dir().map_err(|source| Error::Read {
-        path: ".".into(),
-        source,
-    })?;
+    let here = std::env::current_dir().map_err(|source| Error::Read { path: ".".into(), source })?;
     let arguments = absolute_files(arguments, &here)?;
     let cargo = crate::cargo();
     let status = Command::new(&cargo)
         // Bench targets only: the test harness of the library would not know our options.
-        .args([
-            "bench",
-            "--package",
-            "halfmode-benches",
-            "--bench",
-            "*",
-            "--",
-        ])
+        .args(["bench", "--package", "halfmode-benches", "--bench", "*", "--"])
         .args(arguments)
         .current_dir(root)
         .status()
-        .map_err(|source| Error::Start {
-            program: cargo,
-            source,
-        })?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Error::Failed {
-            what: "cargo bench".to_owned(),
-        })
-    }
+        .map_err(|source| Error::Start { program: cargo, source })?;
+    if status.success() { Ok(()) } else { Err(Error::Failed { what: "cargo bench".to_owned() }) }
 }
 
 /// The arguments with files named from the root of the file system: cargo runs a bench in the
@@ -48,14 +29,10 @@ fn absolute_files(arguments: &[String], here: &Path) -> Result<Vec<String>, Erro
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.split_once('=') {
-            Some((option @ ("--save" | "--against"), file)) => {
-                result.extend([option.to_owned(), absolute(file)])
-            }
+            Some((option @ ("--save" | "--against"), file)) => result.extend([option.to_owned(), absolute(file)]),
             _ if matches!(argument.as_str(), "--save" | "--against") => {
                 let Some(file) = rest.next().filter(|it| !it.starts_with("--")) else {
-                    return Err(Error::Usage {
-                        problem: format!("`{argument}` needs a file"),
-                    });
+                    return Err(Error::Usage { problem: format!("`{argument}` needs a file") });
                 };
                 result.extend([argument.clone(), absolute(file)]);
             }
@@ -77,25 +54,12 @@ mod tests {
     #[test]
     fn files_are_made_absolute_and_the_rest_is_passed_on() {
         let got = absolute(&["rfft", "--save", "a.csv", "--against=/b.csv", "--quick"]).unwrap();
-        assert_eq!(
-            got,
-            [
-                "rfft",
-                "--save",
-                "/here/a.csv",
-                "--against",
-                "/b.csv",
-                "--quick"
-            ]
-        );
+        assert_eq!(got, ["rfft", "--save", "/here/a.csv", "--against", "/b.csv", "--quick"]);
     }
 
     #[test]
     fn an_option_without_its_file_is_refused() {
         assert!(matches!(absolute(&["--save"]), Err(Error::Usage { .. })));
-        assert!(matches!(
-            absolute(&["--save", "--against", "b"]),
-            Err(Error::Usage { .. })
-        ));
+        assert!(matches!(absolute(&["--save", "--against", "b"]), Err(Error::Usage { .. })));
     }
 }

@@ -16,10 +16,7 @@ pub(crate) enum Error {
     /// A program ended with a failure.
     Failed { what: String },
     /// The output of a program is not what it should be.
-    Output {
-        program: &'static str,
-        problem: String,
-    },
+    Output { program: &'static str, problem: String },
     /// The block with the crate graph is missing or malformed.
     Graph { path: &'static str, problem: String },
     /// The check found something.

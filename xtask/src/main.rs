@@ -40,9 +40,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> Result<(), Error> {
     let root = root();
     let Some((command, rest)) = arguments.split_first() else {
-        return Err(Error::Usage {
-            problem: "no command given".to_owned(),
-        });
+        return Err(Error::Usage { problem: "no command given".to_owned() });
     };
     match (command.as_str(), rest) {
         ("help" | "--help" | "-h", _) => {
@@ -53,12 +51,10 @@ fn run(arguments: &[String]) -> Result<(), Error> {
         ("validate", []) => validate::run(&root, validate::Tests::Run),
         ("validate", [flag]) if flag == "--no-test" => validate::run(&root, validate::Tests::Skip),
         ("bench", rest) => bench::run(&root, rest),
-        ("tidy" | "validate", [first, ..]) => Err(Error::Usage {
-            problem: format!("`{command}` does not take `{first}`"),
-        }),
-        _ => Err(Error::Usage {
-            problem: format!("no command `{command}`"),
-        }),
+        ("tidy" | "validate", [first, ..]) => {
+            Err(Error::Usage { problem: format!("`{command}` does not take `{first}`") })
+        }
+        _ => Err(Error::Usage { problem: format!("no command `{command}`") }),
     }
 }
 
@@ -66,11 +62,8 @@ fn run(arguments: &[String]) -> Result<(), Error> {
 fn root() -> PathBuf {
     // Cargo sets the variable when it runs us; the compiled-in value serves a direct call.
     let manifest_dir = std::env::var("CARGO_MANIFEST_DIR");
-    let xtask =
-        PathBuf::from(manifest_dir.unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned()));
-    xtask
-        .parent()
-        .map_or_else(|| xtask.clone(), Path::to_path_buf)
+    let xtask = PathBuf::from(manifest_dir.unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned()));
+    xtask.parent().map_or_else(|| xtask.clone(), Path::to_path_buf)
 }
 
 /// The cargo that runs us.

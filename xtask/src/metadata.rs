@@ -41,42 +41,26 @@ pub(crate) fn load(root: &Path) -> Result<Vec<Package>, Error> {
         .args(["metadata", "--format-version", "1", "--no-deps"])
         .current_dir(root)
         .output()
-        .map_err(|source| Error::Start {
-            program: cargo,
-            source,
-        })?;
+        .map_err(|source| Error::Start { program: cargo, source })?;
     if !output.status.success() {
         eprint!("{}", String::from_utf8_lossy(&output.stderr));
-        return Err(Error::Failed {
-            what: "cargo metadata".to_owned(),
-        });
+        return Err(Error::Failed { what: "cargo metadata".to_owned() });
     }
     parse(&output.stdout)
 }
 
 fn parse(json: &[u8]) -> Result<Vec<Package>, Error> {
-    let problem = |problem: String| Error::Output {
-        program: "cargo metadata",
-        problem,
-    };
+    let problem = |problem: String| Error::Output { program: "cargo metadata", problem };
     let value: Value = serde_json::from_slice(json).map_err(|it| problem(it.to_string()))?;
-    let packages = value["packages"]
-        .as_array()
-        .ok_or_else(|| problem("no packages".to_owned()))?;
-    packages
-        .iter()
-        .map(|it| package(it).ok_or_else(|| problem("a package lacks a field".to_owned())))
-        .collect()
+    let packages = value["packages"].as_array().ok_or_else(|| problem("no packages".to_owned()))?;
+    packages.iter().map(|it| package(it).ok_or_else(|| problem("a package lacks a field".to_owned()))).collect()
 }
 
 fn package(value: &Value) -> Option<Package> {
     let manifest = PathBuf::from(value["manifest_path"].as_str()?);
     let is_root = |target: &&Value| {
         let kinds = target["kind"].as_array();
-        kinds.is_some_and(|it| {
-            it.iter()
-                .any(|kind| matches!(kind.as_str(), Some("lib" | "bin" | "proc-macro")))
-        })
+        kinds.is_some_and(|it| it.iter().any(|kind| matches!(kind.as_str(), Some("lib" | "bin" | "proc-macro"))))
     };
     let roots = value["targets"].as_array()?.iter().filter(is_root);
     let dependency = |it: &Value| {
@@ -85,23 +69,14 @@ fn package(value: &Value) -> Option<Package> {
             Some("build") => Kind::Build,
             _ => Kind::Normal,
         };
-        Some(Dependency {
-            name: it["name"].as_str()?.to_owned(),
-            kind,
-        })
+        Some(Dependency { name: it["name"].as_str()?.to_owned(), kind })
     };
     Some(Package {
         name: value["name"].as_str()?.to_owned(),
         folder: manifest.parent()?.to_path_buf(),
         rust_version: value["rust_version"].as_str().map(str::to_owned),
-        roots: roots
-            .filter_map(|it| it["src_path"].as_str().map(PathBuf::from))
-            .collect(),
-        dependencies: value["dependencies"]
-            .as_array()?
-            .iter()
-            .filter_map(dependency)
-            .collect(),
+        roots: roots.filter_map(|it| it["src_path"].as_str().map(PathBuf::from)).collect(),
+        dependencies: value["dependencies"].as_array()?.iter().filter_map(dependency).collect(),
     })
 }
 
@@ -122,13 +97,7 @@ mod tests {
         assert_eq!(packages[0].folder, Path::new("/x/a"));
         assert_eq!(packages[0].roots, [Path::new("/x/a/src/lib.rs")]);
         assert_eq!(packages[0].dependencies[0].kind, Kind::Normal);
-        assert_eq!(
-            packages[0].dependencies[1],
-            Dependency {
-                name: "c".to_owned(),
-                kind: Kind::Dev
-            }
-        );
+        assert_eq!(packages[0].dependencies[1], Dependency { name: "c".to_owned(), kind: Kind::Dev });
         assert!(parse(b"{}").is_err());
         assert!(parse(b"oops").is_err());
     }

@@ -5,11 +5,7 @@
 /// `source` with comments blanked and the contents of strings and characters replaced by `~`;
 /// every line keeps its place.
 pub(crate) fn code_only(source: &str) -> String {
-    Scrubber {
-        rest: source,
-        code: String::with_capacity(source.len()),
-    }
-    .run()
+    Scrubber { rest: source, code: String::with_capacity(source.len()) }.run()
 }
 
 /// `code` (of [`code_only`]) with the items under `#[cfg(test)]` blanked.
@@ -20,10 +16,7 @@ pub(crate) fn without_tests(code: &str) -> String {
         while let Some(found) = kept[from..].find(marker) {
             let start = from + found;
             let end = item_end(&kept, start);
-            let blank: String = kept[start..end]
-                .chars()
-                .map(|it| if it == '\n' { '\n' } else { ' ' })
-                .collect();
+            let blank: String = kept[start..end].chars().map(|it| if it == '\n' { '\n' } else { ' ' }).collect();
             kept.replace_range(start..end, &blank);
             from = start + blank.len();
         }
@@ -40,15 +33,10 @@ pub(crate) fn count_lines(code: &str) -> usize {
 pub(crate) fn lines_with_word(code: &str, word: &str) -> Vec<usize> {
     let is_part = |it: char| it.is_alphanumeric() || it == '_';
     let stands_alone = |line: &str| {
-        line.match_indices(word).any(|(at, _)| {
-            !line[..at].ends_with(is_part) && !line[at + word.len()..].starts_with(is_part)
-        })
+        line.match_indices(word)
+            .any(|(at, _)| !line[..at].ends_with(is_part) && !line[at + word.len()..].starts_with(is_part))
     };
-    code.lines()
-        .zip(1..)
-        .filter(|(line, _)| stands_alone(line))
-        .map(|(_, number)| number)
-        .collect()
+    code.lines().zip(1..).filter(|(line, _)| stands_alone(line)).map(|(_, number)| number).collect()
 }
 
 /// The attributes in `code`, each with the number of the line where it begins.
@@ -140,22 +128,15 @@ impl Scrubber<'_> {
 
     /// The length of `r#"` and the like, and the number of its hashes.
     fn raw_string(&self) -> Option<(usize, usize)> {
-        if self
-            .code
-            .ends_with(|it: char| it.is_alphanumeric() || it == '_')
-        {
+        if self.code.ends_with(|it: char| it.is_alphanumeric() || it == '_') {
             return None;
         }
-        let prefix = ["r", "br", "cr"].into_iter().find(|it| {
-            self.rest
-                .strip_prefix(it)
-                .is_some_and(|rest| rest.starts_with(['"', '#']))
-        })?;
+        let prefix = ["r", "br", "cr"]
+            .into_iter()
+            .find(|it| self.rest.strip_prefix(it).is_some_and(|rest| rest.starts_with(['"', '#'])))?;
         let body = &self.rest[prefix.len()..];
         let hashes = body.len() - body.trim_start_matches('#').len();
-        body[hashes..]
-            .starts_with('"')
-            .then_some((prefix.len() + hashes + 1, hashes))
+        body[hashes..].starts_with('"').then_some((prefix.len() + hashes + 1, hashes))
     }
 
     fn keep(&mut self, length: usize) {
@@ -166,8 +147,7 @@ impl Scrubber<'_> {
 
     fn blank(&mut self, length: usize, with: char) {
         let (head, rest) = self.rest.split_at(length);
-        self.code
-            .extend(head.chars().map(|it| if it == '\n' { '\n' } else { with }));
+        self.code.extend(head.chars().map(|it| if it == '\n' { '\n' } else { with }));
         self.rest = rest;
     }
 }
@@ -224,27 +204,14 @@ mod tests {
 
     #[test]
     fn raw_strings_lifetimes_and_quotes() {
-        let source =
-            r###"let r = r##"a "# b"##; fn f<'a>(x: &'a str) { '\''; b'"'; br"x"; r#type; "é" }"###;
+        let source = r###"let r = r##"a "# b"##; fn f<'a>(x: &'a str) { '\''; b'"'; br"x"; r#type; "é" }"###;
         let code = code_only(source);
-        assert_eq!(
-            code,
-            r###"let r = r##"~~~~~~"##; fn f<'a>(x: &'a str) { '~~'; b'~'; br"~"; r#type; "~" }"###
-        );
+        assert_eq!(code, r###"let r = r##"~~~~~~"##; fn f<'a>(x: &'a str) { '~~'; b'~'; br"~"; r#type; "~" }"###);
     }
 
     #[test]
     fn unfinished_source_ends() {
-        for source in [
-            "\"abc",
-            "/* abc",
-            "r#\"abc",
-            "'\\",
-            "#[allow(",
-            "#[cfg(test)]",
-            "#[cfg(test)] mod a {",
-            "'",
-        ] {
+        for source in ["\"abc", "/* abc", "r#\"abc", "'\\", "#[allow(", "#[cfg(test)]", "#[cfg(test)] mod a {", "'"] {
             let code = code_only(source);
             let _ = (without_tests(&code), attributes(&code));
         }

@@ -23,10 +23,7 @@ struct Step {
 /// What a check does.
 enum Action {
     Tidy,
-    Cargo {
-        arguments: &'static [&'static str],
-        environment: &'static [(&'static str, &'static str)],
-    },
+    Cargo { arguments: &'static [&'static str], environment: &'static [(&'static str, &'static str)] },
 }
 
 /// Runs the checks, stops at the first that fails, and prints how long each took.
@@ -48,33 +45,12 @@ pub(crate) fn run(root: &Path, tests: Tests) -> Result<(), Error> {
 }
 
 fn steps(tests: Tests) -> Vec<Step> {
-    let cargo = |name, arguments| Step {
-        name,
-        action: Action::Cargo {
-            arguments,
-            environment: &[],
-        },
-    };
+    let cargo = |name, arguments| Step { name, action: Action::Cargo { arguments, environment: &[] } };
     // The cheap ones first: a missing reason should not wait for a build.
     let mut steps = vec![
         cargo("fmt", &["fmt", "--all", "--check"]),
-        Step {
-            name: "tidy",
-            action: Action::Tidy,
-        },
-        cargo(
-            "clippy",
-            &[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-                "-D",
-                "missing_docs",
-            ],
-        ),
+        Step { name: "tidy", action: Action::Tidy },
+        cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings", "-D", "missing_docs"]),
     ];
     if tests == Tests::Run {
         // Doc tests are part of it.
@@ -82,47 +58,26 @@ fn steps(tests: Tests) -> Vec<Step> {
     }
     let environment = &[("RUSTDOCFLAGS", "-D warnings")];
     let arguments = &["doc", "--workspace", "--no-deps"];
-    steps.push(Step {
-        name: "doc",
-        action: Action::Cargo {
-            arguments,
-            environment,
-        },
-    });
+    steps.push(Step { name: "doc", action: Action::Cargo { arguments, environment } });
     steps
 }
 
 fn perform(root: &Path, step: &Step) -> Result<(), Error> {
     let (arguments, environment) = match step.action {
         Action::Tidy => return tidy::run(root),
-        Action::Cargo {
-            arguments,
-            environment,
-        } => (arguments, environment),
+        Action::Cargo { arguments, environment } => (arguments, environment),
     };
     let cargo = crate::cargo();
     let mut command = Command::new(&cargo);
-    command
-        .args(arguments)
-        .envs(environment.iter().copied())
-        .current_dir(root);
+    command.args(arguments).envs(environment.iter().copied()).current_dir(root);
     // Cargo sets these for us; build scripts that watch them would run anew in a build below us.
     for (name, _) in std::env::vars() {
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
             command.env_remove(name);
         }
     }
-    let status = command.status().map_err(|source| Error::Start {
-        program: cargo,
-        source,
-    })?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Error::Failed {
-            what: format!("step `{}`", step.name),
-        })
-    }
+    let status = command.status().map_err(|source| Error::Start { program: cargo, source })?;
+    if status.success() { Ok(()) } else { Err(Error::Failed { what: format!("step `{}`", step.name) }) }
 }
 
 fn table(timings: &[(&str, f64, &str)]) -> String {

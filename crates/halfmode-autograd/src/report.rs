@@ -47,7 +47,14 @@ impl fmt::Display for MemoryReport {
         let rows: Vec<[String; 6]> = std::iter::once(header)
             .chain(self.rows.iter().map(|row| {
                 let own = if row.shared { "shared" } else { "yes" };
-                [row.op.into(), row.role.into(), row.shape.to_string(), row.dtype.to_string(), row.bytes.to_string(), own.into()]
+                [
+                    row.op.into(),
+                    row.role.into(),
+                    row.shape.to_string(),
+                    row.dtype.to_string(),
+                    row.bytes.to_string(),
+                    own.into(),
+                ]
             }))
             .collect();
         let width = |col: usize| rows.iter().map(|row| row[col].len()).max().unwrap_or(0);

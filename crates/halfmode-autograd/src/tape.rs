@@ -119,10 +119,10 @@ impl Tape {
         let cx = Cx { save: tracked, ..self.cx.clone() };
         let (outputs, saved) = op.forward(&cx, &values)?;
         let node = self.nodes.len();
-        let vars = outputs.into_iter().enumerate().map(|(output, value)| Var {
-            value,
-            source: tracked.then_some(Source { tape: self.id, node, output }),
-        });
+        let vars = outputs
+            .into_iter()
+            .enumerate()
+            .map(|(output, value)| Var { value, source: tracked.then_some(Source { tape: self.id, node, output }) });
         let vars: Vec<Var> = vars.collect();
         if tracked {
             let inputs = inputs.iter().map(|it| it.source).collect();
@@ -162,12 +162,7 @@ impl Tape {
     /// # Errors
     /// [`Error::Untracked`] if the loss depends on no leaf, [`Error::NotScalar`] if it is not one
     /// number, those of the ops, and those of `on_leaf`.
-    pub fn backward(
-        self,
-        loss: Var,
-        seed: f64,
-        on_leaf: &mut dyn FnMut(LeafId, Tensor) -> Result<()>,
-    ) -> Result<()> {
+    pub fn backward(self, loss: Var, seed: f64, on_leaf: &mut dyn FnMut(LeafId, Tensor) -> Result<()>) -> Result<()> {
         if loss.value.numel() != 1 {
             return Err(Error::NotScalar { found: loss.value.shape().clone() });
         }

@@ -15,25 +15,16 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Io`] with the failing step, or what `write` returns.
-pub fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
-) -> Result<()> {
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let io = |action: &'static str, path: &Path| {
         let path = path.to_owned();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     };
     let (file, temporary) = create_temporary(path)?;
     let cleanup = Cleanup(Some(&temporary));
     let mut writer = BufWriter::with_capacity(1 << 18, file);
     write(&mut writer)?;
-    let file = writer
-        .into_inner()
-        .map_err(|error| io("write", &temporary)(error.into_error()))?;
+    let file = writer.into_inner().map_err(|error| io("write", &temporary)(error.into_error()))?;
     file.sync_all().map_err(io("synchronise", &temporary))?;
     drop(file);
     fs::rename(&temporary, path).map_err(io("write", path))?;
@@ -76,11 +67,7 @@ fn create_temporary(path: &Path) -> Result<(File, PathBuf)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(format!(
-        ".{}-{}.tmp",
-        std::process::id(),
-        COUNTER.fetch_add(1, Ordering::Relaxed)
-    ));
+    name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
     let temporary = folder_of(path).join(name);
     OpenOptions::new()
         .write(true)
@@ -88,9 +75,5 @@ fn create_temporary(path: &Path) -> Result<(File, PathBuf)> {
         .truncate(true)
         .open(&temporary)
         .map(|file| (file, temporary))
-        .map_err(|source| Error::Io {
-            action: "write",
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
 }

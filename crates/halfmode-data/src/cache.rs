@@ -28,11 +28,7 @@ pub trait Generator: Serialize {
     ///
     /// # Errors
     /// What the generator says.
-    fn generate(
-        &self,
-        threads: Option<NonZeroUsize>,
-        progress: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<FieldPairs>;
+    fn generate(&self, threads: Option<NonZeroUsize>, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<FieldPairs>;
 }
 
 /// What the cache did.
@@ -89,9 +85,7 @@ impl CacheOutcome {
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
-            Self::Loaded { path } | Self::Stored { path, .. } | Self::NotStored { path, .. } => {
-                path
-            }
+            Self::Loaded { path } | Self::Stored { path, .. } | Self::NotStored { path, .. } => path,
         }
     }
 
@@ -151,11 +145,7 @@ pub fn load_or_generate<G: Generator>(
     let pairs = generator.generate(threads, progress)?;
     let outcome = match store::<G>(&path, folder, config, &pairs) {
         Ok(()) => CacheOutcome::Stored { path, replaced },
-        Err(why) => CacheOutcome::NotStored {
-            path,
-            replaced,
-            why: Box::new(why),
-        },
+        Err(why) => CacheOutcome::NotStored { path, replaced, why: Box::new(why) },
     };
     Ok((pairs, outcome))
 }
@@ -169,21 +159,12 @@ pub fn cache_path<G: Generator>(generator: &G, folder: &Path) -> Result<PathBuf>
 }
 
 fn config_json<G: Generator>(generator: &G) -> Result<String> {
-    serde_json::to_string(generator).map_err(|source| Error::Json {
-        purpose: "a generator's configuration",
-        source,
-    })
+    serde_json::to_string(generator).map_err(|source| Error::Json { purpose: "a generator's configuration", source })
 }
 
 fn file_name<G: Generator>(config: &str) -> String {
     let mut hash = Sha256::new();
-    for part in [
-        "halfmode cache",
-        &FORMAT.to_string(),
-        G::NAME,
-        &G::VERSION.to_string(),
-        config,
-    ] {
+    for part in ["halfmode cache", &FORMAT.to_string(), G::NAME, &G::VERSION.to_string(), config] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
@@ -219,22 +200,15 @@ fn load<G: Generator>(path: &Path, config: &str) -> Result<Option<FieldPairs>, C
     FieldPairs::new(x, y).map(Some).map_err(unreadable)
 }
 
-fn store<G: Generator>(
-    path: &Path,
-    folder: &Path,
-    config: String,
-    pairs: &FieldPairs,
-) -> Result<()> {
+fn store<G: Generator>(path: &Path, folder: &Path, config: String, pairs: &FieldPairs) -> Result<()> {
     let meta = Meta {
         generator: G::NAME.to_owned(),
         version: G::VERSION,
         config,
         content_sha256: content_hash(pairs.x(), pairs.y()),
     };
-    let meta = serde_json::to_vec(&meta).map_err(|source| Error::Json {
-        purpose: "the description of cached data",
-        source,
-    })?;
+    let meta = serde_json::to_vec(&meta)
+        .map_err(|source| Error::Json { purpose: "the description of cached data", source })?;
     std::fs::create_dir_all(folder).map_err(|source| Error::Io {
         action: "create",
         path: folder.to_owned(),

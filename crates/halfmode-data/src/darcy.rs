@@ -63,23 +63,13 @@ impl DarcyConfig {
     /// `n` training samples with the usual coefficients 12 and 3.
     #[must_use]
     pub fn new(n: usize, resolution: usize, seed: u64) -> Self {
-        Self {
-            n,
-            resolution,
-            seed,
-            first_index: 0,
-            high: default_high(),
-            low: default_low(),
-        }
+        Self { n, resolution, seed, first_index: 0, high: default_high(), low: default_low() }
     }
 
     /// The same with streams that no training set of less than 2³² samples uses.
     #[must_use]
     pub fn for_test(self) -> Self {
-        Self {
-            first_index: Self::TEST_FIRST_INDEX,
-            ..self
-        }
+        Self { first_index: Self::TEST_FIRST_INDEX, ..self }
     }
 
     /// Checks that every setting is in range.
@@ -87,36 +77,18 @@ impl DarcyConfig {
     /// # Errors
     /// [`Error::Config`] with the name of the setting.
     pub fn validate(&self) -> Result<()> {
-        let refuse = |field, value: String, expected: String| {
-            Err(Error::Config {
-                generator: "darcy",
-                field,
-                value,
-                expected,
-            })
-        };
+        let refuse =
+            |field, value: String, expected: String| Err(Error::Config { generator: "darcy", field, value, expected });
         let max_resolution = DarcySolver::MAX_RESOLUTION;
         if !(1..=max_resolution).contains(&self.resolution) {
-            return refuse(
-                "resolution",
-                self.resolution.to_string(),
-                format!("in 1..={max_resolution}"),
-            );
+            return refuse("resolution", self.resolution.to_string(), format!("in 1..={max_resolution}"));
         }
         let max_n = Self::MAX_VALUES / (self.resolution * self.resolution);
         if !(1..=max_n).contains(&self.n) {
-            return refuse(
-                "n",
-                self.n.to_string(),
-                format!("in 1..={max_n} at this resolution"),
-            );
+            return refuse("n", self.n.to_string(), format!("in 1..={max_n} at this resolution"));
         }
         if self.first_index.checked_add(self.n as u64).is_none() {
-            return refuse(
-                "first_index",
-                self.first_index.to_string(),
-                "at most 2^64 - 1 - n".to_owned(),
-            );
+            return refuse("first_index", self.first_index.to_string(), "at most 2^64 - 1 - n".to_owned());
         }
         for (field, value) in [("high", self.high), ("low", self.low)] {
             // Far beyond any physics, and far inside the range of f32 and of the solver.
@@ -132,11 +104,7 @@ impl Generator for DarcyConfig {
     const NAME: &'static str = "darcy";
     const VERSION: u32 = 1;
 
-    fn generate(
-        &self,
-        threads: Option<NonZeroUsize>,
-        progress: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<FieldPairs> {
+    fn generate(&self, threads: Option<NonZeroUsize>, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<FieldPairs> {
         generate(self, threads, progress)
     }
 }
@@ -165,18 +133,12 @@ pub fn generate(
         Some(threads) => rayon::ThreadPoolBuilder::new()
             .num_threads(threads.get())
             .build()
-            .map_err(|error| Error::Threads {
-                threads: threads.get(),
-                reason: error.to_string(),
-            })?
+            .map_err(|error| Error::Threads { threads: threads.get(), reason: error.to_string() })?
             .install(|| generate_here(config, progress)),
     }
 }
 
-fn generate_here(
-    config: &DarcyConfig,
-    progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<FieldPairs> {
+fn generate_here(config: &DarcyConfig, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<FieldPairs> {
     let resolution = config.resolution;
     let n_cells = resolution * resolution;
     let sampler = CosineField::new(FIELD_MODES, FIELD_TAU2, FIELD_ALPHA)?.sampler(resolution)?;
@@ -185,47 +147,32 @@ fn generate_here(
     let mut y = zeros(config.n * n_cells)?;
     let done = AtomicUsize::new(0);
     let rhs = vec![1.0; n_cells];
-    x.par_chunks_exact_mut(n_cells)
-        .zip(y.par_chunks_exact_mut(n_cells))
-        .enumerate()
-        .try_for_each_init(
-            || Scratch::new(&solver),
-            |scratch, (sample, (x, y))| {
-                let scratch = match scratch {
-                    Ok(scratch) => scratch,
-                    Err(bytes) => {
-                        return Err(Error::OutOfMemory {
-                            purpose: "the solver of one thread",
-                            bytes: *bytes,
-                        });
-                    }
-                };
-                let Scratch {
-                    workspace,
-                    products,
-                    field,
-                    solution,
-                } = scratch;
-                let stream = config.first_index + sample as u64;
-                sampler.sample_into(config.seed, stream, products, field);
-                for value in field.iter_mut() {
-                    *value = if *value >= 0.0 {
-                        config.high
-                    } else {
-                        config.low
-                    };
+    x.par_chunks_exact_mut(n_cells).zip(y.par_chunks_exact_mut(n_cells)).enumerate().try_for_each_init(
+        || Scratch::new(&solver),
+        |scratch, (sample, (x, y))| {
+            let scratch = match scratch {
+                Ok(scratch) => scratch,
+                Err(bytes) => {
+                    return Err(Error::OutOfMemory { purpose: "the solver of one thread", bytes: *bytes });
                 }
-                solver.solve_into(workspace, field, &rhs, solution)?;
-                for (to, &from) in x.iter_mut().zip(field.iter()) {
-                    *to = from as f32;
-                }
-                for (to, &from) in y.iter_mut().zip(solution.iter()) {
-                    *to = from as f32;
-                }
-                progress(done.fetch_add(1, Ordering::Relaxed) + 1, config.n);
-                Ok(())
-            },
-        )?;
+            };
+            let Scratch { workspace, products, field, solution } = scratch;
+            let stream = config.first_index + sample as u64;
+            sampler.sample_into(config.seed, stream, products, field);
+            for value in field.iter_mut() {
+                *value = if *value >= 0.0 { config.high } else { config.low };
+            }
+            solver.solve_into(workspace, field, &rhs, solution)?;
+            for (to, &from) in x.iter_mut().zip(field.iter()) {
+                *to = from as f32;
+            }
+            for (to, &from) in y.iter_mut().zip(solution.iter()) {
+                *to = from as f32;
+            }
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, config.n);
+            Ok(())
+        },
+    )?;
     let shape = [config.n, 1, resolution, resolution];
     FieldPairs::new(array(&shape, x)?, array(&shape, y)?)
 }
@@ -245,12 +192,7 @@ impl Scratch {
             Error::OutOfMemory { bytes, .. } => bytes,
             _ => 0,
         })?;
-        Ok(Self {
-            workspace,
-            products: Vec::new(),
-            field: Vec::new(),
-            solution: vec![0.0; solver.n() * solver.n()],
-        })
+        Ok(Self { workspace, products: Vec::new(), field: Vec::new(), solution: vec![0.0; solver.n() * solver.n()] })
     }
 }
 
@@ -258,10 +200,7 @@ fn zeros(len: usize) -> Result<Vec<f32>> {
     let mut values = Vec::new();
     values
         .try_reserve_exact(len)
-        .map_err(|_| Error::OutOfMemory {
-            purpose: "the samples",
-            bytes: len.saturating_mul(size_of::<f32>()),
-        })?;
+        .map_err(|_| Error::OutOfMemory { purpose: "the samples", bytes: len.saturating_mul(size_of::<f32>()) })?;
     values.resize(len, 0.0);
     Ok(values)
 }

@@ -137,13 +137,7 @@ impl DarcySolver {
             row_indices.push(position as u32);
             column_starts.push(row_indices.len() as u32);
         }
-        let pattern = SymbolicSparseColMatRef::new_checked(
-            n_cells,
-            n_cells,
-            &column_starts,
-            None,
-            &row_indices,
-        );
+        let pattern = SymbolicSparseColMatRef::new_checked(n_cells, n_cells, &column_starts, None, &row_indices);
         let symbolic = factorize_symbolic_cholesky(
             pattern,
             Side::Upper,
@@ -155,16 +149,7 @@ impl DarcySolver {
             },
         )
         .map_err(|_| out_of_memory("the plan of a Cholesky factor", 0))?;
-        Ok(Self {
-            n,
-            symbolic,
-            column_starts,
-            row_indices,
-            positions,
-            diagonal,
-            below,
-            right,
-        })
+        Ok(Self { n, symbolic, column_starts, row_indices, positions, diagonal, below, right })
     }
 
     /// Cells per side.
@@ -184,12 +169,11 @@ impl DarcySolver {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn workspace(&self) -> Result<DarcyWorkspace> {
-        let need = self
-            .symbolic
-            .factorize_numeric_llt_scratch::<f64>(Par::Seq, Default::default())
-            .or(self.symbolic.solve_in_place_scratch::<f64>(1, Par::Seq));
-        let stack = MemBuffer::try_new(need)
-            .map_err(|_| out_of_memory("the scratch of a solve", need.size_bytes()))?;
+        let need =
+            self.symbolic
+                .factorize_numeric_llt_scratch::<f64>(Par::Seq, Default::default())
+                .or(self.symbolic.solve_in_place_scratch::<f64>(1, Par::Seq));
+        let stack = MemBuffer::try_new(need).map_err(|_| out_of_memory("the scratch of a solve", need.size_bytes()))?;
         Ok(DarcyWorkspace {
             values: zeros(self.row_indices.len(), "the matrix of a solve")?,
             factor: zeros(self.symbolic.len_val(), "the Cholesky factor of a solve")?,
@@ -218,13 +202,7 @@ impl DarcySolver {
     ///
     /// # Errors
     /// As [`Self::solve`]; [`Error::Length`] also if the workspace belongs to another grid.
-    pub fn solve_into(
-        &self,
-        workspace: &mut DarcyWorkspace,
-        a: &[f64],
-        f: &[f64],
-        u: &mut [f64],
-    ) -> Result<()> {
+    pub fn solve_into(&self, workspace: &mut DarcyWorkspace, a: &[f64], f: &[f64], u: &mut [f64]) -> Result<()> {
         let n = self.n;
         let n_cells = n * n;
         self.check_coefficient(a)?;
@@ -243,13 +221,8 @@ impl DarcySolver {
         for (&position, &f) in self.positions.iter().zip(f) {
             workspace.unknowns[position as usize] = area * f;
         }
-        let pattern = SymbolicSparseColMatRef::new_checked(
-            n_cells,
-            n_cells,
-            &self.column_starts,
-            None,
-            &self.row_indices,
-        );
+        let pattern =
+            SymbolicSparseColMatRef::new_checked(n_cells, n_cells, &self.column_starts, None, &self.row_indices);
         let stack = MemStack::new(&mut workspace.stack);
         let factor = self
             .symbolic
@@ -304,11 +277,7 @@ impl DarcySolver {
     fn assemble(&self, a: &[f64], values: &mut [f64]) {
         values.fill(0.0);
         for_each_face(self.n, a, |face, t| match face {
-            Face::Inner {
-                cell,
-                other,
-                is_below,
-            } => {
+            Face::Inner { cell, other, is_below } => {
                 let slot = if is_below { &self.below } else { &self.right }[cell];
                 values[slot as usize] = -t;
                 values[self.diagonal[cell] as usize] += t;
@@ -322,22 +291,14 @@ impl DarcySolver {
         check_length("coefficient", self.n * self.n, a.len())?;
         match a.iter().position(|&v| !(v.is_finite() && v > 0.0)) {
             None => Ok(()),
-            Some(cell) => Err(Error::Coefficient {
-                row: cell / self.n,
-                column: cell % self.n,
-                value: a[cell],
-            }),
+            Some(cell) => Err(Error::Coefficient { row: cell / self.n, column: cell % self.n, value: a[cell] }),
         }
     }
 }
 
 enum Face {
     /// Between a cell and the one below it or to its right.
-    Inner {
-        cell: usize,
-        other: usize,
-        is_below: bool,
-    },
+    Inner { cell: usize, other: usize, is_below: bool },
     /// Between a cell and the boundary.
     Wall { cell: usize },
 }
@@ -350,25 +311,11 @@ fn for_each_face(n: usize, a: &[f64], mut visit: impl FnMut(Face, f64)) {
             let cell = row * n + column;
             if row + 1 < n {
                 let other = cell + n;
-                visit(
-                    Face::Inner {
-                        cell,
-                        other,
-                        is_below: true,
-                    },
-                    harmonic(cell, other),
-                );
+                visit(Face::Inner { cell, other, is_below: true }, harmonic(cell, other));
             }
             if column + 1 < n {
                 let other = cell + 1;
-                visit(
-                    Face::Inner {
-                        cell,
-                        other,
-                        is_below: false,
-                    },
-                    harmonic(cell, other),
-                );
+                visit(Face::Inner { cell, other, is_below: false }, harmonic(cell, other));
             }
             let walls = [row == 0, row + 1 == n, column == 0, column + 1 == n];
             for _ in walls.iter().filter(|&&at_wall| at_wall) {
@@ -379,15 +326,7 @@ fn for_each_face(n: usize, a: &[f64], mut visit: impl FnMut(Face, f64)) {
 }
 
 fn check_length(operand: &'static str, expected: usize, found: usize) -> Result<()> {
-    if expected == found {
-        Ok(())
-    } else {
-        Err(Error::Length {
-            operand,
-            expected,
-            found,
-        })
-    }
+    if expected == found { Ok(()) } else { Err(Error::Length { operand, expected, found }) }
 }
 
 fn out_of_memory(purpose: &'static str, bytes: usize) -> Error {
@@ -396,9 +335,7 @@ fn out_of_memory(purpose: &'static str, bytes: usize) -> Error {
 
 fn zeros(len: usize, purpose: &'static str) -> Result<Vec<f64>> {
     let mut values = Vec::new();
-    values
-        .try_reserve_exact(len)
-        .map_err(|_| out_of_memory(purpose, len.saturating_mul(size_of::<f64>())))?;
+    values.try_reserve_exact(len).map_err(|_| out_of_memory(purpose, len.saturating_mul(size_of::<f64>())))?;
     values.resize(len, 0.0);
     Ok(values)
 }

@@ -45,28 +45,16 @@ impl FieldPairs {
                 });
             }
             if array.is_empty() {
-                return Err(Error::Empty {
-                    array: name.to_owned(),
-                    shape: array.shape().to_vec(),
-                });
+                return Err(Error::Empty { array: name.to_owned(), shape: array.shape().to_vec() });
             }
         }
         if x.shape()[0] != y.shape()[0] {
-            return Err(Error::SampleCount {
-                x: x.shape()[0],
-                y: y.shape()[0],
-            });
+            return Err(Error::SampleCount { x: x.shape()[0], y: y.shape()[0] });
         }
         if x.shape()[2..] != y.shape()[2..] {
-            return Err(Error::Grid {
-                x: x.shape()[2..].to_vec(),
-                y: y.shape()[2..].to_vec(),
-            });
+            return Err(Error::Grid { x: x.shape()[2..].to_vec(), y: y.shape()[2..].to_vec() });
         }
-        let pairs = Self {
-            x: contiguous(x),
-            y: contiguous(y),
-        };
+        let pairs = Self { x: contiguous(x), y: contiguous(y) };
         check_finite("x", &pairs.x)?;
         check_finite("y", &pairs.y)?;
         Ok(pairs)
@@ -86,10 +74,7 @@ impl FieldPairs {
 
     /// Number of samples, at least 1.
     #[must_use]
-    #[allow(
-        clippy::len_without_is_empty,
-        reason = "a data set without samples cannot be built"
-    )]
+    #[allow(clippy::len_without_is_empty, reason = "a data set without samples cannot be built")]
     pub fn len(&self) -> usize {
         self.x.shape()[0]
     }
@@ -152,10 +137,7 @@ impl FieldPairs {
         if let Some(&index) = samples.iter().find(|&&index| index >= len) {
             return Err(Error::SampleIndex { index, len });
         }
-        Self::new(
-            self.x.select(Axis(0), samples),
-            self.y.select(Axis(0), samples),
-        )
+        Self::new(self.x.select(Axis(0), samples), self.y.select(Axis(0), samples))
     }
 
     /// One sample's input `[c_in, n_1, …, n_d]` and output `[c_out, n_1, …, n_d]`.
@@ -167,19 +149,12 @@ impl FieldPairs {
         if index >= len {
             return Err(Error::SampleIndex { index, len });
         }
-        Ok((
-            self.x.index_axis(Axis(0), index),
-            self.y.index_axis(Axis(0), index),
-        ))
+        Ok((self.x.index_axis(Axis(0), index), self.y.index_axis(Axis(0), index)))
     }
 }
 
 fn contiguous(array: ArrayD<f32>) -> ArrayD<f32> {
-    if array.is_standard_layout() {
-        array
-    } else {
-        array.as_standard_layout().into_owned()
-    }
+    if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() }
 }
 
 fn gather(array: &ArrayD<f32>, samples: &[usize], out: &mut Vec<f32>) {
@@ -202,11 +177,7 @@ fn check_finite(name: &str, array: &ArrayD<f32>) -> Result<()> {
 }
 
 fn non_finite(name: &str, index: &IxDyn, value: f32) -> Error {
-    Error::NonFinite {
-        array: name.to_owned(),
-        index: index.slice().to_vec(),
-        value: f64::from(value),
-    }
+    Error::NonFinite { array: name.to_owned(), index: index.slice().to_vec(), value: f64::from(value) }
 }
 
 #[cfg(test)]
@@ -229,10 +200,7 @@ mod tests {
         assert_eq!(batch.y, [6., 7., 8., 0., 1., 2., 6., 7., 8.]);
         let part = pairs.select(&[2, 0, 2]).unwrap();
         assert_eq!(part.x().iter().copied().collect::<Vec<_>>(), batch.x);
-        assert!(matches!(
-            pairs.batch(&[4]),
-            Err(Error::SampleIndex { index: 4, len: 4 })
-        ));
+        assert!(matches!(pairs.batch(&[4]), Err(Error::SampleIndex { index: 4, len: 4 })));
         assert!(matches!(pairs.select(&[]), Err(Error::Empty { .. })));
         assert_eq!(pairs.sample(1).unwrap().1.shape(), [1, 3]);
     }
@@ -241,11 +209,9 @@ mod tests {
     fn fortran_order_becomes_row_major() {
         let x = ramp(&[3, 1, 4]).reversed_axes();
         let x = x.permuted_axes(vec![2, 1, 0]);
-        let f = ArrayD::from_shape_vec(
-            ndarray::ShapeBuilder::f(IxDyn(&[3, 1, 4])),
-            (0..12).map(|v| v as f32).collect(),
-        )
-        .unwrap();
+        let f =
+            ArrayD::from_shape_vec(ndarray::ShapeBuilder::f(IxDyn(&[3, 1, 4])), (0..12).map(|v| v as f32).collect())
+                .unwrap();
         let pairs = FieldPairs::new(x, f.clone()).unwrap();
         assert!(pairs.x().is_standard_layout() && pairs.y().is_standard_layout());
         assert_eq!(pairs.y(), &f);
@@ -254,19 +220,10 @@ mod tests {
     #[test]
     fn mismatches_are_typed() {
         let new = |x: &[usize], y: &[usize]| FieldPairs::new(ramp(x), ramp(y));
-        assert!(matches!(
-            new(&[2, 1, 4], &[3, 1, 4]),
-            Err(Error::SampleCount { x: 2, y: 3 })
-        ));
-        assert!(matches!(
-            new(&[2, 1, 4], &[2, 1, 5]),
-            Err(Error::Grid { .. })
-        ));
+        assert!(matches!(new(&[2, 1, 4], &[3, 1, 4]), Err(Error::SampleCount { x: 2, y: 3 })));
+        assert!(matches!(new(&[2, 1, 4], &[2, 1, 5]), Err(Error::Grid { .. })));
         assert!(matches!(new(&[2, 4], &[2, 1, 4]), Err(Error::Rank { .. })));
-        assert!(matches!(
-            new(&[0, 1, 4], &[0, 1, 4]),
-            Err(Error::Empty { .. })
-        ));
+        assert!(matches!(new(&[0, 1, 4], &[0, 1, 4]), Err(Error::Empty { .. })));
     }
 
     #[test]
@@ -275,12 +232,7 @@ mod tests {
         y[[1, 0, 2, 1]] = f32::NAN;
         y[[1, 0, 2, 2]] = f32::INFINITY;
         let error = FieldPairs::new(ramp(&[2, 1, 3, 3]), y).unwrap_err();
-        assert!(
-            matches!(&error, Error::NonFinite { array, index, .. } if array == "y" && index == &[1, 0, 2, 1])
-        );
-        assert_eq!(
-            error.to_string(),
-            "`y` holds NaN at index [1, 0, 2, 1]; every value must be finite"
-        );
+        assert!(matches!(&error, Error::NonFinite { array, index, .. } if array == "y" && index == &[1, 0, 2, 1]));
+        assert_eq!(error.to_string(), "`y` holds NaN at index [1, 0, 2, 1]; every value must be finite");
     }
 }

@@ -9,10 +9,7 @@
 /// Returns, for every position in the order, the cell `row · n + column`.
 pub(crate) fn nested_dissection(n: usize, leaf: usize) -> Vec<usize> {
     let mut order = Vec::with_capacity(n * n);
-    let whole = Rectangle {
-        rows: (0, n),
-        columns: (0, n),
-    };
+    let whole = Rectangle { rows: (0, n), columns: (0, n) };
     whole.dissect(n, leaf, &mut order);
     order
 }
@@ -33,19 +30,13 @@ impl Rectangle {
             self.push(n, order);
         } else if height >= width {
             let cut = self.rows.0 + height / 2;
-            let rows = |from, to| Self {
-                rows: (from, to),
-                ..self
-            };
+            let rows = |from, to| Self { rows: (from, to), ..self };
             rows(self.rows.0, cut).dissect(n, leaf, order);
             rows(cut + 1, self.rows.1).dissect(n, leaf, order);
             rows(cut, cut + 1).push(n, order);
         } else {
             let cut = self.columns.0 + width / 2;
-            let columns = |from, to| Self {
-                columns: (from, to),
-                ..self
-            };
+            let columns = |from, to| Self { columns: (from, to), ..self };
             columns(self.columns.0, cut).dissect(n, leaf, order);
             columns(cut + 1, self.columns.1).dissect(n, leaf, order);
             columns(cut, cut + 1).push(n, order);

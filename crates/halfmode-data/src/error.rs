@@ -25,9 +25,7 @@ pub enum Error {
         reason: String,
     },
     /// The array has an element type that cannot be read as real numbers.
-    #[error(
-        "{origin}: arrays of dtype `{dtype}` are not supported (real floats, integers and bool are)"
-    )]
+    #[error("{origin}: arrays of dtype `{dtype}` are not supported (real floats, integers and bool are)")]
     UnsupportedType {
         /// The file, or `file[key]` inside an archive.
         origin: String,
@@ -220,12 +218,7 @@ fn list(names: &[String]) -> String {
     if names.is_empty() {
         return "no arrays at all".to_owned();
     }
-    let mut text = names
-        .iter()
-        .take(16)
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ");
+    let mut text = names.iter().take(16).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if names.len() > 16 {
         text.push_str(&format!(" and {} more", names.len() - 16));
     }

@@ -91,12 +91,7 @@ impl CosineField {
                 basis_t[k * n + i] = value;
             }
         }
-        Ok(FieldSampler {
-            field: self.clone(),
-            n,
-            basis,
-            basis_t,
-        })
+        Ok(FieldSampler { field: self.clone(), n, basis, basis_t })
     }
 
     fn fill_coefficients(&self, seed: u64, sample: u64, z: &mut [f64]) {
@@ -183,11 +178,7 @@ mod tests {
     /// The field by its definition, at any point.
     fn by_definition(field: &CosineField, coefficients: &[f64], x: f64, y: f64) -> f64 {
         let phi = |k: usize, x: f64| {
-            if k == 0 {
-                1.0
-            } else {
-                2f64.sqrt() * (PI * k as f64 * x).cos()
-            }
+            if k == 0 { 1.0 } else { 2f64.sqrt() * (PI * k as f64 * x).cos() }
         };
         let mut sum = 0.0;
         for k in 0..field.modes() {

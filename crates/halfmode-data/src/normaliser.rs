@@ -70,26 +70,14 @@ impl UnitGaussian {
     /// # Errors
     /// [`Error::NormaliserState`] if the shapes differ, a reduced axis is not of length 1, or a
     /// number is not finite or negative where it cannot be.
-    pub fn from_parts(
-        mean: ArrayD<f64>,
-        std: ArrayD<f64>,
-        eps: f64,
-        dims: Vec<usize>,
-    ) -> Result<Self> {
+    pub fn from_parts(mean: ArrayD<f64>, std: ArrayD<f64>, eps: f64, dims: Vec<usize>) -> Result<Self> {
         let refuse = |reason: String| Err(Error::NormaliserState { reason });
         if mean.shape() != std.shape() {
-            return refuse(format!(
-                "mean has shape {:?}, std {:?}",
-                mean.shape(),
-                std.shape()
-            ));
+            return refuse(format!("mean has shape {:?}, std {:?}", mean.shape(), std.shape()));
         }
         check_dims(&dims, mean.ndim())?;
         if let Some(&axis) = dims.iter().find(|&&axis| mean.shape()[axis] != 1) {
-            return refuse(format!(
-                "axis {axis} is reduced, but the statistics have shape {:?}",
-                mean.shape()
-            ));
+            return refuse(format!("axis {axis} is reduced, but the statistics have shape {:?}", mean.shape()));
         }
         if !(eps.is_finite() && eps >= 0.0) {
             return refuse(format!("eps is {eps}"));
@@ -100,12 +88,7 @@ impl UnitGaussian {
         if !std.iter().all(|&v| v.is_finite() && v >= 0.0) {
             return refuse("a standard deviation is negative or not finite".to_owned());
         }
-        Ok(Self {
-            mean,
-            std,
-            eps,
-            dims,
-        })
+        Ok(Self { mean, std, eps, dims })
     }
 
     /// Means; reduced axes have length 1.
@@ -156,20 +139,11 @@ impl UnitGaussian {
         self.map(z, |z, mean, std| z * (std + eps) + mean)
     }
 
-    fn map<T: Real>(
-        &self,
-        x: &mut ArrayViewMutD<'_, T>,
-        function: impl Fn(f64, f64, f64) -> f64,
-    ) -> Result<()> {
+    fn map<T: Real>(&self, x: &mut ArrayViewMutD<'_, T>, function: impl Fn(f64, f64, f64) -> f64) -> Result<()> {
         let fits = x.ndim() == self.mean.ndim()
-            && (0..x.ndim()).all(|axis| {
-                self.dims.contains(&axis) || x.shape()[axis] == self.mean.shape()[axis]
-            });
+            && (0..x.ndim()).all(|axis| self.dims.contains(&axis) || x.shape()[axis] == self.mean.shape()[axis]);
         if !fits {
-            return Err(Error::NormaliserShape {
-                statistics: self.mean.shape().to_vec(),
-                found: x.shape().to_vec(),
-            });
+            return Err(Error::NormaliserShape { statistics: self.mean.shape().to_vec(), found: x.shape().to_vec() });
         }
         Zip::from(x)
             .and_broadcast(&self.mean)
@@ -209,11 +183,7 @@ impl UnitGaussianFit {
     /// A fit over the given axes, without data yet.
     #[must_use]
     pub fn new(dims: &[usize]) -> Self {
-        Self {
-            dims: dims.to_vec(),
-            count: 0,
-            moments: None,
-        }
+        Self { dims: dims.to_vec(), count: 0, moments: None }
     }
 
     /// Adds a part of the data.
@@ -235,10 +205,7 @@ impl UnitGaussianFit {
         if let Some((mean, _)) = &self.moments
             && mean.shape() != shape.as_slice()
         {
-            return Err(Error::NormaliserShape {
-                statistics: mean.shape().to_vec(),
-                found: x.shape().to_vec(),
-            });
+            return Err(Error::NormaliserShape { statistics: mean.shape().to_vec(), found: x.shape().to_vec() });
         }
         let (mean, squares) = self.moments_of(x, &shape, count)?;
         self.merge_moments(count, mean, squares);
@@ -254,18 +221,12 @@ impl UnitGaussianFit {
             return Ok(());
         };
         if self.dims != other.dims {
-            return Err(Error::NormaliserDims {
-                dims: other.dims,
-                rank: mean.ndim(),
-            });
+            return Err(Error::NormaliserDims { dims: other.dims, rank: mean.ndim() });
         }
         if let Some((own, _)) = &self.moments
             && own.shape() != mean.shape()
         {
-            return Err(Error::NormaliserShape {
-                statistics: own.shape().to_vec(),
-                found: mean.shape().to_vec(),
-            });
+            return Err(Error::NormaliserShape { statistics: own.shape().to_vec(), found: mean.shape().to_vec() });
         }
         self.merge_moments(other.count, mean, squares);
         Ok(())
@@ -312,10 +273,7 @@ impl UnitGaussianFit {
                 return Err(locate_non_finite(x, group_mean));
             }
             mean[index.slice()] = group_mean;
-            squares[index.slice()] = group
-                .iter()
-                .map(|v| (v.to_f64() - group_mean).powi(2))
-                .sum::<f64>();
+            squares[index.slice()] = group.iter().map(|v| (v.to_f64() - group_mean).powi(2)).sum::<f64>();
         }
         Ok((mean, squares))
     }
@@ -329,15 +287,13 @@ impl UnitGaussianFit {
         let total = (self.count + count) as f64;
         let share = count as f64 / total;
         let cross = self.count as f64 * share;
-        Zip::from(own_mean)
-            .and(own_squares)
-            .and(&mean)
-            .and(&squares)
-            .for_each(|own_mean, own_squares, &mean, &squares| {
+        Zip::from(own_mean).and(own_squares).and(&mean).and(&squares).for_each(
+            |own_mean, own_squares, &mean, &squares| {
                 let delta = mean - *own_mean;
                 *own_mean += share * delta;
                 *own_squares += squares + cross * delta * delta;
-            });
+            },
+        );
         self.count += count;
     }
 }
@@ -349,20 +305,13 @@ fn locate_non_finite<T: Real>(x: &ArrayViewD<'_, T>, mean: f64) -> Error {
         // All values are finite, but their sum is not.
         None => (vec![], mean),
     };
-    Error::NonFinite {
-        array: "data to normalise".to_owned(),
-        index,
-        value,
-    }
+    Error::NonFinite { array: "data to normalise".to_owned(), index, value }
 }
 
 fn check_dims(dims: &[usize], rank: usize) -> Result<()> {
     let repeated = dims.iter().enumerate().any(|(i, d)| dims[..i].contains(d));
     if repeated || dims.iter().any(|&axis| axis >= rank) {
-        return Err(Error::NormaliserDims {
-            dims: dims.to_vec(),
-            rank,
-        });
+        return Err(Error::NormaliserDims { dims: dims.to_vec(), rank });
     }
     Ok(())
 }
@@ -395,11 +344,8 @@ impl TryFrom<State> for UnitGaussian {
 
     fn try_from(state: State) -> Result<Self> {
         let array = |values: Vec<f64>| {
-            ArrayD::from_shape_vec(IxDyn(&state.shape), values).map_err(|error| {
-                Error::NormaliserState {
-                    reason: format!("shape {:?}: {error}", state.shape),
-                }
-            })
+            ArrayD::from_shape_vec(IxDyn(&state.shape), values)
+                .map_err(|error| Error::NormaliserState { reason: format!("shape {:?}: {error}", state.shape) })
         };
         Self::from_parts(array(state.mean)?, array(state.std)?, state.eps, state.dims)
     }

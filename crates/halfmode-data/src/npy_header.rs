@@ -124,10 +124,7 @@ impl ArrayInfo {
 
 /// Reads and checks a header; the reader is left at the first byte of data.
 pub(crate) fn read_header(reader: &mut (impl Read + ?Sized), origin: &str) -> Result<ArrayInfo> {
-    let bad = |reason: &str| Error::NpyHeader {
-        origin: origin.to_owned(),
-        reason: reason.to_owned(),
-    };
+    let bad = |reason: &str| Error::NpyHeader { origin: origin.to_owned(), reason: reason.to_owned() };
     let mut prefix = [0u8; 8];
     fill(reader, &mut prefix, origin)?;
     if &prefix[..6] != b"\x93NUMPY" {
@@ -147,53 +144,32 @@ pub(crate) fn read_header(reader: &mut (impl Read + ?Sized), origin: &str) -> Re
         version => return Err(bad(&format!("format version {version} is not known"))),
     };
     if length > MAX_HEADER {
-        return Err(bad(&format!(
-            "the header claims {length} bytes, more than {MAX_HEADER}"
-        )));
+        return Err(bad(&format!("the header claims {length} bytes, more than {MAX_HEADER}")));
     }
     let mut text = vec![0u8; length];
     fill(reader, &mut text, origin)?;
     let text = std::str::from_utf8(&text).map_err(|_| bad("the header is not text"))?;
-    let fields = Parser { rest: text }
-        .dictionary()
-        .map_err(|fault| match fault {
-            Fault::Syntax(reason) => bad(reason),
-            Fault::Structured(dtype) => Error::UnsupportedType {
-                origin: origin.to_owned(),
-                dtype,
-            },
-        })?;
-    let descr = fields
-        .descr
-        .ok_or_else(|| bad("the key `descr` is missing"))?;
-    let fortran_order = fields
-        .fortran_order
-        .ok_or_else(|| bad("the key `fortran_order` is missing"))?;
-    let shape = fields
-        .shape
-        .ok_or_else(|| bad("the key `shape` is missing"))?;
+    let fields = Parser { rest: text }.dictionary().map_err(|fault| match fault {
+        Fault::Syntax(reason) => bad(reason),
+        Fault::Structured(dtype) => Error::UnsupportedType { origin: origin.to_owned(), dtype },
+    })?;
+    let descr = fields.descr.ok_or_else(|| bad("the key `descr` is missing"))?;
+    let fortran_order = fields.fortran_order.ok_or_else(|| bad("the key `fortran_order` is missing"))?;
+    let shape = fields.shape.ok_or_else(|| bad("the key `shape` is missing"))?;
     let (big_endian, code) = match descr.as_bytes().first() {
         Some(b'>') => (true, &descr[1..]),
         Some(b'<' | b'|' | b'=') => (false, &descr[1..]),
         _ => (false, descr),
     };
-    let dtype = NumpyType::from_code(code).ok_or_else(|| Error::UnsupportedType {
-        origin: origin.to_owned(),
-        dtype: descr.to_owned(),
-    })?;
+    let dtype = NumpyType::from_code(code)
+        .ok_or_else(|| Error::UnsupportedType { origin: origin.to_owned(), dtype: descr.to_owned() })?;
     // Empty axes do not excuse absurd ones: every partial product must be addressable.
     shape
         .iter()
         .try_fold(8usize, |bytes, &n| bytes.checked_mul(n.max(1)))
         .filter(|&bytes| isize::try_from(bytes).is_ok())
         .ok_or_else(|| bad(&format!("shape {shape:?} is too large for any memory")))?;
-    Ok(ArrayInfo {
-        dtype,
-        big_endian,
-        fortran_order,
-        shape,
-        header_bytes: (prefix_bytes + length) as u64,
-    })
+    Ok(ArrayInfo { dtype, big_endian, fortran_order, shape, header_bytes: (prefix_bytes + length) as u64 })
 }
 
 fn fill(reader: &mut (impl Read + ?Sized), bytes: &mut [u8], origin: &str) -> Result<()> {
@@ -272,20 +248,14 @@ impl<'a> Parser<'a> {
     }
 
     fn expect(&mut self, wanted: char, otherwise: &'static str) -> Result<(), Fault> {
-        if self.take(wanted) {
-            Ok(())
-        } else {
-            Err(Fault::Syntax(otherwise))
-        }
+        if self.take(wanted) { Ok(()) } else { Err(Fault::Syntax(otherwise)) }
     }
 
     fn string(&mut self, otherwise: &'static str) -> Result<&'a str, Fault> {
         for quote in ['\'', '"'] {
             if self.take(quote) {
-                let (text, rest) = self
-                    .rest
-                    .split_once(quote)
-                    .ok_or(Fault::Syntax("a string of the header does not end"))?;
+                let (text, rest) =
+                    self.rest.split_once(quote).ok_or(Fault::Syntax("a string of the header does not end"))?;
                 self.rest = rest;
                 return Ok(text);
             }
@@ -309,14 +279,10 @@ impl<'a> Parser<'a> {
         self.expect('(', "`shape` is not a tuple")?;
         while !self.take(')') {
             self.rest = self.rest.trim_start();
-            let end = self
-                .rest
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(self.rest.len());
+            let end = self.rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.rest.len());
             let (digits, rest) = self.rest.split_at(end);
-            let n = digits.parse().map_err(|_| {
-                Fault::Syntax("`shape` holds something that is not a length of an axis")
-            })?;
+            let n =
+                digits.parse().map_err(|_| Fault::Syntax("`shape` holds something that is not a length of an axis"))?;
             // Python 2 wrote long integers as `3L`.
             self.rest = rest.strip_prefix('L').unwrap_or(rest);
             if shape.len() == MAX_RANK {
@@ -344,17 +310,13 @@ mod tests {
 
     #[test]
     fn headers_of_numpy_are_read() {
-        let info =
-            parse("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }   \n").unwrap();
+        let info = parse("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }   \n").unwrap();
         assert_eq!(info.dtype, NumpyType::F32);
         assert_eq!(info.shape, [3, 4]);
         assert!(!info.fortran_order && !info.big_endian);
         assert_eq!(info.n_bytes(), 48);
         let info = parse("{\"shape\":(7L,),'fortran_order':True,'descr':'>i2'}").unwrap();
-        assert_eq!(
-            (info.shape.as_slice(), info.big_endian),
-            ([7].as_slice(), true)
-        );
+        assert_eq!((info.shape.as_slice(), info.big_endian), ([7].as_slice(), true));
         assert!(info.fortran_order);
         let info = parse("{'descr': '|b1', 'fortran_order': False, 'shape': ()}").unwrap();
         assert_eq!((info.n_elements(), info.dtype), (1, NumpyType::Bool));
@@ -365,9 +327,7 @@ mod tests {
         for dtype in ["<c16", "|O", "<U5", "<M8[ns]", "f3", ""] {
             let text = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': (3,)}}");
             let error = parse(&text).unwrap_err();
-            assert!(
-                matches!(&error, Error::UnsupportedType { dtype: found, .. } if found == dtype)
-            );
+            assert!(matches!(&error, Error::UnsupportedType { dtype: found, .. } if found == dtype));
         }
         let error = parse("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3,)}");
         assert!(matches!(error, Err(Error::UnsupportedType { .. })));
@@ -391,10 +351,7 @@ mod tests {
             "{'descr': '<f4, 'fortran_order': False}",
             "{'descr': '<f4', 'extra': 1}",
         ] {
-            assert!(
-                matches!(parse(text), Err(Error::NpyHeader { .. })),
-                "{text}"
-            );
+            assert!(matches!(parse(text), Err(Error::NpyHeader { .. })), "{text}");
         }
         assert!(parse(&"(".repeat(60_000)).is_err());
         assert!(parse(&format!("{{'descr': {}", "[".repeat(60_000))).is_err());

@@ -25,9 +25,7 @@ pub struct NpzFile<R> {
 
 impl<R> std::fmt::Debug for NpzFile<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NpzFile")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("NpzFile").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -37,11 +35,7 @@ impl NpzFile<BufReader<File>> {
     /// # Errors
     /// [`Error::Io`], [`Error::Archive`].
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::Io {
-            action: "open",
-            path: path.to_owned(),
-            source,
-        })?;
+        let file = File::open(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
         Self::from_reader(BufReader::new(file), path)
     }
 }
@@ -52,23 +46,15 @@ impl<R: Read + Seek> NpzFile<R> {
     /// # Errors
     /// [`Error::Archive`].
     pub fn from_reader(reader: R, name: &Path) -> Result<Self> {
-        let archive = ZipArchive::new(reader).map_err(|error| Error::Archive {
-            path: name.to_owned(),
-            reason: error.to_string(),
-        })?;
-        Ok(Self {
-            archive,
-            path: name.to_owned(),
-        })
+        let archive = ZipArchive::new(reader)
+            .map_err(|error| Error::Archive { path: name.to_owned(), reason: error.to_string() })?;
+        Ok(Self { archive, path: name.to_owned() })
     }
 
     /// Names of the arrays, in the archive's order.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
-        self.archive
-            .file_names()
-            .map(|name| name.strip_suffix(".npy").unwrap_or(name).to_owned())
-            .collect()
+        self.archive.file_names().map(|name| name.strip_suffix(".npy").unwrap_or(name).to_owned()).collect()
     }
 
     /// Type and shape of one array.
@@ -90,39 +76,23 @@ impl<R: Read + Seek> NpzFile<R> {
             let info = read_header(reader, origin)?;
             let array = read_data(reader, &info, origin)?;
             // Reading to the end makes the zip layer compare its checksum.
-            std::io::copy(&mut reader.take(1 << 16), &mut std::io::sink()).map_err(|error| {
-                Error::NpyHeader {
-                    origin: origin.to_owned(),
-                    reason: error.to_string(),
-                }
-            })?;
+            std::io::copy(&mut reader.take(1 << 16), &mut std::io::sink())
+                .map_err(|error| Error::NpyHeader { origin: origin.to_owned(), reason: error.to_string() })?;
             Ok(array)
         })
     }
 
-    fn with_entry<O>(
-        &mut self,
-        key: &str,
-        read: impl FnOnce(&mut dyn Read, &str) -> Result<O>,
-    ) -> Result<O> {
+    fn with_entry<O>(&mut self, key: &str, read: impl FnOnce(&mut dyn Read, &str) -> Result<O>) -> Result<O> {
         let origin = format!("`{}[{key}]`", self.path.display());
-        let name = [format!("{key}.npy"), key.to_owned()]
-            .into_iter()
-            .find(|name| self.archive.index_for_name(name).is_some());
+        let name =
+            [format!("{key}.npy"), key.to_owned()].into_iter().find(|name| self.archive.index_for_name(name).is_some());
         let Some(name) = name else {
-            return Err(Error::MissingKey {
-                path: self.path.clone(),
-                key: key.to_owned(),
-                found: self.keys(),
-            });
+            return Err(Error::MissingKey { path: self.path.clone(), key: key.to_owned(), found: self.keys() });
         };
-        let mut entry = self
-            .archive
-            .by_name(&name)
-            .map_err(|error: ZipError| Error::Archive {
-                path: self.path.clone(),
-                reason: format!("entry `{name}`: {error}"),
-            })?;
+        let mut entry = self.archive.by_name(&name).map_err(|error: ZipError| Error::Archive {
+            path: self.path.clone(),
+            reason: format!("entry `{name}`: {error}"),
+        })?;
         read(&mut entry, &origin)
     }
 }

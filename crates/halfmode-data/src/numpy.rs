@@ -51,9 +51,7 @@ pub fn npy_info(path: &Path) -> Result<ArrayInfo> {
 pub fn write_npy<T: Real>(path: &Path, array: &ArrayViewD<'_, T>) -> Result<()> {
     write_atomically(path, |writer| {
         let array = array.as_standard_layout();
-        array
-            .write_npy(&mut *writer)
-            .map_err(|error| write_error(path, npy_to_io(error)))
+        array.write_npy(&mut *writer).map_err(|error| write_error(path, npy_to_io(error)))
     })
 }
 
@@ -84,19 +82,13 @@ pub fn write_npz(path: &Path, arrays: &[(&str, NpzArray<'_>)]) -> Result<()> {
             }
             .map_err(|error| write_error(path, npz_to_io(error)))?;
         }
-        let writer = npz
-            .finish()
-            .map_err(|error| write_error(path, npz_to_io(error)))?;
+        let writer = npz.finish().map_err(|error| write_error(path, npz_to_io(error)))?;
         writer.flush().map_err(|source| write_error(path, source))
     })
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> Error {
-    Error::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    }
+    Error::Io { action: "write", path: path.to_owned(), source }
 }
 
 fn npy_to_io(error: WriteNpyError) -> std::io::Error {
@@ -116,22 +108,14 @@ fn npz_to_io(error: WriteNpzError) -> std::io::Error {
 
 fn open(path: &Path) -> Result<(BufReader<File>, ArrayInfo, String)> {
     let origin = format!("`{}`", path.display());
-    let io = |source| Error::Io {
-        action: "open",
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| Error::Io { action: "open", path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     let mut reader = BufReader::new(file);
     let info = read_header(&mut reader, &origin)?;
     let found = metadata.len().saturating_sub(info.header_bytes);
     if metadata.is_file() && found < info.n_bytes() {
-        return Err(Error::Truncated {
-            origin,
-            expected: info.n_bytes(),
-            found,
-        });
+        return Err(Error::Truncated { origin, expected: info.n_bytes(), found });
     }
     Ok((reader, info, origin))
 }
@@ -155,22 +139,16 @@ pub(crate) fn read_data<T: Real>(
         })?;
         found += got as u64;
         if got < wanted {
-            return Err(Error::Truncated {
-                origin: origin.to_owned(),
-                expected,
-                found,
-            });
+            return Err(Error::Truncated { origin: origin.to_owned(), expected, found });
         }
         let chunk = &mut buffer[..got];
         if info.big_endian {
             chunk.chunks_exact_mut(size).for_each(<[u8]>::reverse);
         }
-        values
-            .try_reserve(got / size)
-            .map_err(|_| Error::OutOfMemory {
-                purpose: "an array of a file",
-                bytes: info.n_elements().saturating_mul(size_of::<T>()),
-            })?;
+        values.try_reserve(got / size).map_err(|_| Error::OutOfMemory {
+            purpose: "an array of a file",
+            bytes: info.n_elements().saturating_mul(size_of::<T>()),
+        })?;
         convert(info.dtype, chunk, &mut values);
     }
     let shape = IxDyn(&info.shape).set_f(info.fortran_order);
@@ -178,11 +156,7 @@ pub(crate) fn read_data<T: Real>(
         origin: origin.to_owned(),
         reason: format!("shape {:?}: {error}", info.shape),
     })?;
-    Ok(if array.is_standard_layout() {
-        array
-    } else {
-        array.as_standard_layout().into_owned()
-    })
+    Ok(if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() })
 }
 
 /// Fills the buffer unless the data ends first.

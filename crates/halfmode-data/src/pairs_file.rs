@@ -35,12 +35,7 @@ impl ChannelLayout {
     fn to_channels_first(self, key: &str, array: ArrayD<f32>) -> Result<ArrayD<f32>> {
         let (expected, layout) = self.describe();
         if array.ndim() < expected {
-            return Err(Error::Rank {
-                array: key.to_owned(),
-                expected,
-                layout,
-                shape: array.shape().to_vec(),
-            });
+            return Err(Error::Rank { array: key.to_owned(), expected, layout, shape: array.shape().to_vec() });
         }
         Ok(match self {
             Self::ChannelsFirst => array,
@@ -63,12 +58,7 @@ impl ChannelLayout {
 /// # Errors
 /// [`Error::Io`], [`Error::Archive`], [`Error::MissingKey`], [`Error::UnsupportedType`],
 /// [`Error::Truncated`], [`Error::NpyHeader`], and all errors of [`FieldPairs::new`].
-pub fn read_pairs(
-    path: &Path,
-    input_key: &str,
-    output_key: &str,
-    layout: ChannelLayout,
-) -> Result<FieldPairs> {
+pub fn read_pairs(path: &Path, input_key: &str, output_key: &str, layout: ChannelLayout) -> Result<FieldPairs> {
     let mut file = NpzFile::open(path)?;
     let x = layout.to_channels_first(input_key, file.read::<f32>(input_key)?)?;
     let y = layout.to_channels_first(output_key, file.read::<f32>(output_key)?)?;
@@ -80,11 +70,5 @@ pub fn read_pairs(
 /// # Errors
 /// [`Error::Io`]; an existing file is then unchanged.
 pub fn write_pairs(path: &Path, pairs: &FieldPairs) -> Result<()> {
-    write_npz(
-        path,
-        &[
-            ("x", NpzArray::F32(pairs.x().view())),
-            ("y", NpzArray::F32(pairs.y().view())),
-        ],
-    )
+    write_npz(path, &[("x", NpzArray::F32(pairs.x().view())), ("y", NpzArray::F32(pairs.y().view()))])
 }

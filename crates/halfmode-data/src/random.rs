@@ -127,9 +127,6 @@ mod tests {
         }
         assert_eq!(counts.len(), 6);
         // Five standard deviations of a binomial with n = 6000, p = 1/6: about 145.
-        assert!(
-            counts.values().all(|&c| c.abs_diff(1000) < 145),
-            "{counts:?}"
-        );
+        assert!(counts.values().all(|&c| c.abs_diff(1000) < 145), "{counts:?}");
     }
 }

@@ -16,8 +16,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path =
-            std::env::temp_dir().join(format!("halfmode-cache-{name}-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("halfmode-cache-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         Self(path)
     }
@@ -41,10 +40,7 @@ fn the_second_call_loads_the_same_bits() {
         .unwrap()
     };
     let (first, outcome) = load();
-    assert!(matches!(
-        outcome,
-        CacheOutcome::Stored { replaced: None, .. }
-    ));
+    assert!(matches!(outcome, CacheOutcome::Stored { replaced: None, .. }));
     assert!(outcome.warning().is_none());
     assert_eq!(outcome.path(), cache_path(&config, &folder.0).unwrap());
     let (second, outcome) = load();
@@ -52,14 +48,7 @@ fn the_second_call_loads_the_same_bits() {
     assert_eq!(first, second);
     assert_eq!(calls.load(Ordering::Relaxed), 3);
     assert_eq!(first, generate(&config, None, &|_, _| {}).unwrap());
-    let other = cache_path(
-        &DarcyConfig {
-            seed: 2,
-            ..config.clone()
-        },
-        &folder.0,
-    )
-    .unwrap();
+    let other = cache_path(&DarcyConfig { seed: 2, ..config.clone() }, &folder.0).unwrap();
     assert_ne!(other, outcome.path());
 }
 
@@ -67,8 +56,7 @@ fn the_second_call_loads_the_same_bits() {
 fn damaged_and_foreign_files_are_replaced() {
     let folder = Folder::new("damage");
     let config = DarcyConfig::new(2, 8, 1);
-    let load =
-        |config: &DarcyConfig| load_or_generate(config, &folder.0, None, &|_, _| {}).unwrap();
+    let load = |config: &DarcyConfig| load_or_generate(config, &folder.0, None, &|_, _| {}).unwrap();
     let (want, outcome) = load(&config);
     let path = outcome.path().to_owned();
     let good = fs::read(&path).unwrap();
@@ -78,11 +66,7 @@ fn damaged_and_foreign_files_are_replaced() {
         fs::write(&path, bytes).unwrap();
         let (got, outcome) = load(&config);
         assert_eq!(got, want);
-        let CacheOutcome::Stored {
-            replaced: Some(warning),
-            ..
-        } = &outcome
-        else {
+        let CacheOutcome::Stored { replaced: Some(warning), .. } = &outcome else {
             panic!("{outcome:?}");
         };
         assert!(matches!(warning, CacheWarning::Unreadable(_)));
@@ -91,31 +75,16 @@ fn damaged_and_foreign_files_are_replaced() {
     }
 
     // The data of another configuration under this name: foreign.
-    let (_, other) = load(&DarcyConfig {
-        seed: 5,
-        ..config.clone()
-    });
+    let (_, other) = load(&DarcyConfig { seed: 5, ..config.clone() });
     fs::copy(other.path(), &path).unwrap();
     let (got, outcome) = load(&config);
     assert_eq!(got, want);
-    assert!(matches!(
-        outcome,
-        CacheOutcome::Stored {
-            replaced: Some(CacheWarning::Foreign),
-            ..
-        }
-    ));
+    assert!(matches!(outcome, CacheOutcome::Stored { replaced: Some(CacheWarning::Foreign), .. }));
 
     // Arrays without our description: foreign.
     halfmode_data::write_pairs(&path, &want).unwrap();
     let (_, outcome) = load(&config);
-    assert!(matches!(
-        outcome,
-        CacheOutcome::Stored {
-            replaced: Some(CacheWarning::Foreign),
-            ..
-        }
-    ));
+    assert!(matches!(outcome, CacheOutcome::Stored { replaced: Some(CacheWarning::Foreign), .. }));
 
     // A valid archive with our description and other numbers: corrupt.
     let mut file = halfmode_data::NpzFile::open(&path).unwrap();
@@ -125,22 +94,12 @@ fn damaged_and_foreign_files_are_replaced() {
     use halfmode_data::numpy::{NpzArray, write_npz};
     write_npz(
         &path,
-        &[
-            ("x", NpzArray::F32(x.view())),
-            ("y", NpzArray::F32(want.y().view())),
-            ("meta", NpzArray::U8(meta.view())),
-        ],
+        &[("x", NpzArray::F32(x.view())), ("y", NpzArray::F32(want.y().view())), ("meta", NpzArray::U8(meta.view()))],
     )
     .unwrap();
     let (got, outcome) = load(&config);
     assert_eq!(got, want);
-    assert!(matches!(
-        outcome,
-        CacheOutcome::Stored {
-            replaced: Some(CacheWarning::Corrupt),
-            ..
-        }
-    ));
+    assert!(matches!(outcome, CacheOutcome::Stored { replaced: Some(CacheWarning::Corrupt), .. }));
     assert!(matches!(load(&config).1, CacheOutcome::Loaded { .. }));
 }
 
@@ -153,22 +112,12 @@ fn a_folder_that_cannot_be_made_is_no_error() {
     let config = DarcyConfig::new(1, 8, 1);
     let (_, outcome) = load_or_generate(&config, &file.join("cache"), None, &|_, _| {}).unwrap();
     assert!(matches!(outcome, CacheOutcome::NotStored { .. }));
-    assert!(
-        outcome.warning().unwrap().contains("not cached"),
-        "{:?}",
-        outcome.warning()
-    );
+    assert!(outcome.warning().unwrap().contains("not cached"), "{:?}", outcome.warning());
     // A folder where the file should be.
     let path = cache_path(&config, &folder.0).unwrap();
     fs::create_dir_all(path.join("sub")).unwrap();
     let (_, outcome) = load_or_generate(&config, &folder.0, None, &|_, _| {}).unwrap();
-    assert!(matches!(
-        outcome,
-        CacheOutcome::NotStored {
-            replaced: Some(_),
-            ..
-        }
-    ));
+    assert!(matches!(outcome, CacheOutcome::NotStored { replaced: Some(_), .. }));
 }
 
 #[test]

@@ -17,9 +17,7 @@ use halfmode_data::{CosineField, DarcyConfig, DarcySolver, Error, generate};
 /// Values of a function at the cell centres.
 fn at_centres(n: usize, f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
     let centre = |i: usize| (i as f64 + 0.5) / n as f64;
-    (0..n * n)
-        .map(|c| f(centre(c / n), centre(c % n)))
-        .collect()
+    (0..n * n).map(|c| f(centre(c / n), centre(c % n))).collect()
 }
 
 fn norm(v: &[f64]) -> f64 {
@@ -41,9 +39,7 @@ fn orders(errors: &[f64]) -> Vec<f64> {
 fn random_coefficient(n: usize, sample: u64) -> Vec<f64> {
     let field = CosineField::new(FIELD_MODES, FIELD_TAU2, FIELD_ALPHA).unwrap();
     let g = field.sampler(n).unwrap().sample(0, sample);
-    g.iter()
-        .map(|&g| if g >= 0.0 { 12.0 } else { 3.0 })
-        .collect()
+    g.iter().map(|&g| if g >= 0.0 { 12.0 } else { 3.0 }).collect()
 }
 
 #[test]
@@ -61,10 +57,7 @@ fn smooth_problems_converge_with_second_order() {
     let errors: Vec<f64> = [12, 24, 48, 96]
         .iter()
         .map(|&n| {
-            let got = DarcySolver::new(n)
-                .unwrap()
-                .solve(&at_centres(n, a), &at_centres(n, f))
-                .unwrap();
+            let got = DarcySolver::new(n).unwrap().solve(&at_centres(n, a), &at_centres(n, f)).unwrap();
             relative_error(&got, &at_centres(n, u))
         })
         .collect();
@@ -83,10 +76,7 @@ fn a_jump_on_cell_faces_keeps_second_order() {
     let errors: Vec<f64> = [12, 24, 48, 96]
         .iter()
         .map(|&n| {
-            let got = DarcySolver::new(n)
-                .unwrap()
-                .solve(&at_centres(n, a), &at_centres(n, f))
-                .unwrap();
+            let got = DarcySolver::new(n).unwrap().solve(&at_centres(n, a), &at_centres(n, f)).unwrap();
             relative_error(&got, &at_centres(n, u))
         })
         .collect();
@@ -106,17 +96,13 @@ fn random_discontinuous_coefficients_converge() {
             .iter()
             .map(|&n| {
                 let a = random_coefficient(n, sample);
-                DarcySolver::new(n)
-                    .unwrap()
-                    .solve(&a, &vec![1.0; n * n])
-                    .unwrap()
+                DarcySolver::new(n).unwrap().solve(&a, &vec![1.0; n * n]).unwrap()
             })
             .collect();
         for (level, pair) in solutions.windows(2).enumerate() {
             let n = grids[level];
-            let coarsened: Vec<f64> = (0..n * n)
-                .map(|c| pair[1][(3 * (c / n) + 1) * 3 * n + 3 * (c % n) + 1])
-                .collect();
+            let coarsened: Vec<f64> =
+                (0..n * n).map(|c| pair[1][(3 * (c / n) + 1) * 3 * n + 3 * (c % n) + 1]).collect();
             changes[level] += relative_error(&pair[0], &coarsened) / 4.0;
         }
     }
@@ -217,11 +203,7 @@ fn mirrored_coefficients_give_mirrored_solutions() {
     let u = solver.solve(&a, &one).unwrap();
     assert!(u.iter().all(|&v| v > 0.0), "the maximum principle");
     type Mirror = fn(usize, usize, usize) -> (usize, usize);
-    let mirrors: [Mirror; 3] = [
-        |i, j, _| (j, i),
-        |i, j, n| (n - 1 - i, j),
-        |i, j, n| (i, n - 1 - j),
-    ];
+    let mirrors: [Mirror; 3] = [|i, j, _| (j, i), |i, j, n| (n - 1 - i, j), |i, j, n| (i, n - 1 - j)];
     for mirror in mirrors {
         let map = |v: &[f64]| -> Vec<f64> {
             (0..n * n)
@@ -239,29 +221,14 @@ fn mirrored_coefficients_give_mirrored_solutions() {
 #[test]
 fn data_does_not_depend_on_threads_or_neighbours() {
     let config = DarcyConfig::new(7, 24, 42);
-    let data = |config: &DarcyConfig, threads| {
-        generate(config, NonZeroUsize::new(threads), &|_, _| {}).unwrap()
-    };
+    let data = |config: &DarcyConfig, threads| generate(config, NonZeroUsize::new(threads), &|_, _| {}).unwrap();
     let one = data(&config, 1);
     assert_eq!(one, data(&config, 2));
     assert_eq!(one, data(&config, 3));
     assert_eq!(one, data(&config, 0)); // 0 is `None`: the global pool
-    let last = DarcyConfig {
-        n: 1,
-        first_index: 6,
-        ..config.clone()
-    };
+    let last = DarcyConfig { n: 1, first_index: 6, ..config.clone() };
     assert_eq!(one.select(&[6]).unwrap(), data(&last, 1));
-    assert_ne!(
-        one,
-        data(
-            &DarcyConfig {
-                seed: 43,
-                ..config.clone()
-            },
-            1
-        )
-    );
+    assert_ne!(one, data(&DarcyConfig { seed: 43, ..config.clone() }, 1));
     assert_ne!(one, data(&config.for_test(), 1));
 }
 
@@ -288,8 +255,7 @@ fn resolutions_share_their_functions() {
             for j in 0..64 {
                 let block = |d: &halfmode_data::FieldPairs, input: bool| {
                     let array = if input { d.x() } else { d.y() };
-                    [(0, 0), (0, 1), (1, 0), (1, 1)]
-                        .map(|(k, l)| array[[sample, 0, 2 * i + k, 2 * j + l]])
+                    [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(k, l)| array[[sample, 0, 2 * i + k, 2 * j + l]])
                 };
                 let a = block(&fine, true);
                 if a.iter().all(|&v| v == a[0]) {
@@ -304,11 +270,7 @@ fn resolutions_share_their_functions() {
     }
     assert!(uniform > 9 * 3 * 64 * 64 / 10);
     assert!(uniform - agree <= uniform / 500, "{agree} of {uniform}");
-    assert!(
-        (difference / total).sqrt() < 0.02,
-        "{}",
-        (difference / total).sqrt()
-    );
+    assert!((difference / total).sqrt() < 0.02, "{}", (difference / total).sqrt());
 }
 
 /// If this fails, the data of a seed has changed: raise `DarcyConfig::VERSION`, or every cache
@@ -339,84 +301,26 @@ fn progress_counts_every_sample() {
 fn bad_settings_and_inputs_are_typed() {
     let base = DarcyConfig::new(2, 8, 0);
     for (bad, name) in [
-        (
-            DarcyConfig {
-                n: 0,
-                ..base.clone()
-            },
-            "n",
-        ),
-        (
-            DarcyConfig {
-                n: usize::MAX,
-                ..base.clone()
-            },
-            "n",
-        ),
-        (
-            DarcyConfig {
-                resolution: 0,
-                ..base.clone()
-            },
-            "resolution",
-        ),
-        (
-            DarcyConfig {
-                resolution: usize::MAX,
-                ..base.clone()
-            },
-            "resolution",
-        ),
-        (
-            DarcyConfig {
-                low: 0.0,
-                ..base.clone()
-            },
-            "low",
-        ),
-        (
-            DarcyConfig {
-                high: f64::NAN,
-                ..base.clone()
-            },
-            "high",
-        ),
-        (
-            DarcyConfig {
-                first_index: u64::MAX,
-                ..base.clone()
-            },
-            "first_index",
-        ),
+        (DarcyConfig { n: 0, ..base.clone() }, "n"),
+        (DarcyConfig { n: usize::MAX, ..base.clone() }, "n"),
+        (DarcyConfig { resolution: 0, ..base.clone() }, "resolution"),
+        (DarcyConfig { resolution: usize::MAX, ..base.clone() }, "resolution"),
+        (DarcyConfig { low: 0.0, ..base.clone() }, "low"),
+        (DarcyConfig { high: f64::NAN, ..base.clone() }, "high"),
+        (DarcyConfig { first_index: u64::MAX, ..base.clone() }, "first_index"),
     ] {
         let error = generate(&bad, None, &|_, _| {}).unwrap_err();
-        assert!(
-            matches!(error, Error::Config { field, .. } if field == name),
-            "{error}"
-        );
+        assert!(matches!(error, Error::Config { field, .. } if field == name), "{error}");
     }
     let solver = DarcySolver::new(2).unwrap();
-    assert!(matches!(
-        solver.solve(&[1.0; 3], &[1.0; 4]),
-        Err(Error::Length { .. })
-    ));
+    assert!(matches!(solver.solve(&[1.0; 3], &[1.0; 4]), Err(Error::Length { .. })));
     assert!(matches!(
         solver.solve(&[1.0, 1.0, -1.0, 1.0], &[1.0; 4]),
-        Err(Error::Coefficient {
-            row: 1,
-            column: 0,
-            ..
-        })
+        Err(Error::Coefficient { row: 1, column: 0, .. })
     ));
-    assert!(matches!(
-        solver.solve(&[1.0; 4], &[f64::NAN; 4]),
-        Err(Error::NonFinite { .. })
-    ));
+    assert!(matches!(solver.solve(&[1.0; 4], &[f64::NAN; 4]), Err(Error::NonFinite { .. })));
     assert!(DarcySolver::new(0).is_err());
     let mut workspace = DarcySolver::new(3).unwrap().workspace().unwrap();
     let mut u = [0.0; 4];
-    assert!(matches!(
-        solver.solve_into(&mut workspace, &[1.0; 4], &[1.0; 4], &mut u),
-        Err(Error::Length { .. })
-    ));
+    assert!(matches!(solver.solve_into(&mut workspace, &[1.0; 4], &[1.0; 4], &mut u), Err(Error::Length { .. })));
 }

@@ -9,22 +9,14 @@ use halfmode_data::{Error, UnitGaussian, UnitGaussianFit};
 use ndarray::{ArrayD, Axis, IxDyn};
 use proptest::prelude::*;
 
-const GOLDEN: &[u8] = include_bytes!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../tests/golden/unit_gaussian_normalizer.safetensors"
-));
+const GOLDEN: &[u8] =
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/unit_gaussian_normalizer.safetensors"));
 
 fn golden(name: &str) -> ArrayD<f64> {
     let file = safetensors::SafeTensors::deserialize(GOLDEN).unwrap();
     let tensor = file.tensor(name).unwrap();
     assert_eq!(tensor.dtype(), safetensors::Dtype::F64);
-    let values = tensor
-        .data()
-        .as_chunks::<8>()
-        .0
-        .iter()
-        .map(|&bytes| f64::from_le_bytes(bytes))
-        .collect();
+    let values = tensor.data().as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
     ArrayD::from_shape_vec(IxDyn(tensor.shape()), values).unwrap()
 }
 
@@ -32,10 +24,7 @@ fn assert_close(name: &str, got: &ArrayD<f64>, want: &ArrayD<f64>) {
     assert_eq!(got.shape(), want.shape(), "{name}");
     for (got, want) in got.iter().zip(want) {
         // The acceptance bound of the golden files.
-        assert!(
-            (got - want).abs() <= 1e-10 * want.abs().max(1.0),
-            "{name}: {got} {want}"
-        );
+        assert!((got - want).abs() <= 1e-10 * want.abs().max(1.0), "{name}: {got} {want}");
     }
 }
 
@@ -47,11 +36,7 @@ fn statistics_and_values_agree_with_the_peer() {
     let x = golden("in/x");
     for (case, dims) in [("dim023", vec![0, 2, 3]), ("dim0", vec![0])] {
         let normaliser = UnitGaussian::fit(&x.view(), &dims).unwrap();
-        assert_close(
-            "mean",
-            normaliser.mean(),
-            &golden(&format!("f64/mean_{case}")),
-        );
+        assert_close("mean", normaliser.mean(), &golden(&format!("f64/mean_{case}")));
         assert_close("std", normaliser.std(), &golden(&format!("f64/std_{case}")));
         let mut z = x.clone();
         normaliser.encode(&mut z.view_mut()).unwrap();
@@ -60,10 +45,7 @@ fn statistics_and_values_agree_with_the_peer() {
         assert_close("back", &z, &golden(&format!("f64/back_{case}")));
     }
     let by_channel = UnitGaussian::fit_per_channel(&x.view()).unwrap();
-    assert_eq!(
-        by_channel,
-        UnitGaussian::fit(&x.view(), &[0, 2, 3]).unwrap()
-    );
+    assert_eq!(by_channel, UnitGaussian::fit(&x.view(), &[0, 2, 3]).unwrap());
     let pointwise = UnitGaussian::fit_pointwise(&x.view()).unwrap();
     assert_eq!(pointwise.mean().shape(), [1, 2, 5, 7]);
 }
@@ -92,10 +74,7 @@ fn statistics_per_channel_fit_other_grids() {
     let mut other = ArrayD::<f32>::zeros(IxDyn(&[3, 2, 11, 13]));
     normaliser.encode(&mut other.view_mut()).unwrap();
     let mut wrong = ArrayD::<f32>::zeros(IxDyn(&[3, 1, 11, 13]));
-    assert!(matches!(
-        normaliser.encode(&mut wrong.view_mut()),
-        Err(Error::NormaliserShape { .. })
-    ));
+    assert!(matches!(normaliser.encode(&mut wrong.view_mut()), Err(Error::NormaliserShape { .. })));
     let pointwise = UnitGaussian::fit_pointwise(&x.view()).unwrap();
     assert!(pointwise.encode(&mut other.view_mut()).is_err());
 }
@@ -131,14 +110,8 @@ fn serialisation_keeps_every_bit_and_checks_what_it_reads() {
 #[test]
 fn misuse_is_typed() {
     let x = ArrayD::<f64>::zeros(IxDyn(&[1, 2, 1]));
-    assert!(matches!(
-        UnitGaussian::fit_per_channel(&x.view()),
-        Err(Error::TooFewValues { found: 1 })
-    ));
-    assert!(matches!(
-        UnitGaussian::fit(&x.view(), &[3]),
-        Err(Error::NormaliserDims { .. })
-    ));
+    assert!(matches!(UnitGaussian::fit_per_channel(&x.view()), Err(Error::TooFewValues { found: 1 })));
+    assert!(matches!(UnitGaussian::fit(&x.view(), &[3]), Err(Error::NormaliserDims { .. })));
     assert!(UnitGaussian::fit(&x.view(), &[0, 0]).is_err());
     let mut y = ArrayD::<f32>::zeros(IxDyn(&[2, 2, 3]));
     y[[1, 0, 2]] = f32::NAN;

@@ -10,9 +10,7 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use halfmode_data::numpy::{NpzArray, npy_info, read_npy, write_npy, write_npz};
-use halfmode_data::{
-    ChannelLayout, Error, FieldPairs, NpzFile, NumpyType, read_pairs, write_pairs,
-};
+use halfmode_data::{ChannelLayout, Error, FieldPairs, NpzFile, NumpyType, read_pairs, write_pairs};
 use ndarray::{ArrayD, Axis, IxDyn, ShapeBuilder};
 use proptest::prelude::*;
 
@@ -21,8 +19,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path =
-            std::env::temp_dir().join(format!("halfmode-numpy-{name}-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("halfmode-numpy-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -46,8 +43,7 @@ impl Drop for Folder {
 
 fn npy(descr: &str, fortran: bool, shape: &str, data: &[u8]) -> Vec<u8> {
     let fortran = if fortran { "True" } else { "False" };
-    let mut header =
-        format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
     while (header.len() + 11) % 64 != 0 {
         header.push(' ');
     }
@@ -68,50 +64,16 @@ fn ramp(shape: &[usize]) -> ArrayD<f32> {
 fn every_real_type_is_read() {
     let folder = Folder::new("types");
     let cases: Vec<(&str, Vec<u8>)> = vec![
-        (
-            "<f2",
-            [0x3c00u16, 0xc100, 0x0001]
-                .iter()
-                .flat_map(|v| v.to_le_bytes())
-                .collect(),
-        ),
-        (
-            "<f4",
-            [1f32, -2.5, 5.9604645e-8]
-                .iter()
-                .flat_map(|v| v.to_le_bytes())
-                .collect(),
-        ),
-        (
-            "<f8",
-            [1f64, -2.5, 5.960_464_477_539_063e-8]
-                .iter()
-                .flat_map(|v| v.to_le_bytes())
-                .collect(),
-        ),
-        (
-            ">f4",
-            [1f32, -2.5, 5.9604645e-8]
-                .iter()
-                .flat_map(|v| v.to_be_bytes())
-                .collect(),
-        ),
-        (
-            ">f2",
-            [0x3c00u16, 0xc100, 0x0001]
-                .iter()
-                .flat_map(|v| v.to_be_bytes())
-                .collect(),
-        ),
+        ("<f2", [0x3c00u16, 0xc100, 0x0001].iter().flat_map(|v| v.to_le_bytes()).collect()),
+        ("<f4", [1f32, -2.5, 5.9604645e-8].iter().flat_map(|v| v.to_le_bytes()).collect()),
+        ("<f8", [1f64, -2.5, 5.960_464_477_539_063e-8].iter().flat_map(|v| v.to_le_bytes()).collect()),
+        (">f4", [1f32, -2.5, 5.9604645e-8].iter().flat_map(|v| v.to_be_bytes()).collect()),
+        (">f2", [0x3c00u16, 0xc100, 0x0001].iter().flat_map(|v| v.to_be_bytes()).collect()),
     ];
     for (descr, data) in cases {
         let path = folder.write("a.npy", &npy(descr, false, "(3,)", &data));
         let got = read_npy::<f64>(&path).unwrap();
-        assert_eq!(
-            got.as_slice().unwrap(),
-            [1.0, -2.5, 2f64.powi(-24)],
-            "{descr}"
-        );
+        assert_eq!(got.as_slice().unwrap(), [1.0, -2.5, 2f64.powi(-24)], "{descr}");
         assert_eq!(read_npy::<f32>(&path).unwrap().as_slice().unwrap()[1], -2.5);
     }
     let integers: Vec<(&str, Vec<u8>, [f64; 2])> = vec![
@@ -121,51 +83,22 @@ fn every_real_type_is_read() {
         ("<i2", vec![1, 0, 255, 255], [1.0, -1.0]),
         ("<u2", vec![1, 0, 255, 255], [1.0, 65535.0]),
         (">i4", vec![0, 0, 1, 0, 255, 255, 255, 255], [256.0, -1.0]),
-        (
-            "<u4",
-            vec![1, 0, 0, 0, 255, 255, 255, 255],
-            [1.0, 4294967295.0],
-        ),
-        (
-            "<i8",
-            [5i64, -7].iter().flat_map(|v| v.to_le_bytes()).collect(),
-            [5.0, -7.0],
-        ),
-        (
-            "<u8",
-            [5u64, 1 << 63]
-                .iter()
-                .flat_map(|v| v.to_le_bytes())
-                .collect(),
-            [5.0, 2f64.powi(63)],
-        ),
+        ("<u4", vec![1, 0, 0, 0, 255, 255, 255, 255], [1.0, 4294967295.0]),
+        ("<i8", [5i64, -7].iter().flat_map(|v| v.to_le_bytes()).collect(), [5.0, -7.0]),
+        ("<u8", [5u64, 1 << 63].iter().flat_map(|v| v.to_le_bytes()).collect(), [5.0, 2f64.powi(63)]),
     ];
     for (descr, data, want) in integers {
         let path = folder.write("a.npy", &npy(descr, false, "(2,)", &data));
-        assert_eq!(
-            read_npy::<f64>(&path).unwrap().as_slice().unwrap(),
-            want,
-            "{descr}"
-        );
+        assert_eq!(read_npy::<f64>(&path).unwrap().as_slice().unwrap(), want, "{descr}");
     }
 }
 
 #[test]
 fn fortran_order_and_every_rank_are_read() {
     let folder = Folder::new("order");
-    for shape in [
-        vec![],
-        vec![5],
-        vec![2, 3],
-        vec![2, 3, 4],
-        vec![1, 2, 1, 3, 2, 2],
-        vec![3, 0, 2],
-    ] {
+    for shape in [vec![], vec![5], vec![2, 3], vec![2, 3, 4], vec![1, 2, 1, 3, 2, 2], vec![3, 0, 2]] {
         let array = ramp(&shape);
-        let text = format!(
-            "({})",
-            shape.iter().map(|n| format!("{n},")).collect::<String>()
-        );
+        let text = format!("({})", shape.iter().map(|n| format!("{n},")).collect::<String>());
         let c: Vec<u8> = array.iter().flat_map(|v| v.to_le_bytes()).collect();
         let transposed = array.t();
         let f: Vec<u8> = transposed.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -196,14 +129,7 @@ fn arrays_survive_a_round_trip() {
     assert_eq!(npy_info(&path).unwrap().dtype, NumpyType::F64);
 
     let path = folder.file("a.npz");
-    write_npz(
-        &path,
-        &[
-            ("x", NpzArray::F32(array.view())),
-            ("y", NpzArray::F64(double.view())),
-        ],
-    )
-    .unwrap();
+    write_npz(&path, &[("x", NpzArray::F32(array.view())), ("y", NpzArray::F64(double.view()))]).unwrap();
     let mut file = NpzFile::open(&path).unwrap();
     assert_eq!(file.keys(), ["x", "y"]);
     assert_eq!(file.info("y").unwrap().shape, [3, 4, 5]);
@@ -220,12 +146,9 @@ fn compressed_archives_are_read() {
     let data: Vec<u8> = array.iter().flat_map(|v| v.to_le_bytes()).collect();
     let path = folder.file("c.npz");
     let mut writer = zip::ZipWriter::new(fs::File::create(&path).unwrap());
-    let options = zip::write::SimpleFileOptions::default()
-        .compression_method(zip::CompressionMethod::Deflated);
+    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
     writer.start_file("x.npy", options).unwrap();
-    writer
-        .write_all(&npy("<f4", false, "(4, 5)", &data))
-        .unwrap();
+    writer.write_all(&npy("<f4", false, "(4, 5)", &data)).unwrap();
     writer.finish().unwrap();
     let mut file = NpzFile::open(&path).unwrap();
     assert_eq!(file.read::<f32>("x").unwrap(), array);
@@ -238,41 +161,19 @@ fn pairs_are_read_in_every_layout() {
     let (x, y) = (ramp(&[3, 2, 4, 5]), ramp(&[3, 1, 4, 5]));
     let want = FieldPairs::new(x.clone(), y.clone()).unwrap();
     write_pairs(&path, &want).unwrap();
-    assert_eq!(
-        read_pairs(&path, "x", "y", ChannelLayout::ChannelsFirst).unwrap(),
-        want
-    );
+    assert_eq!(read_pairs(&path, "x", "y", ChannelLayout::ChannelsFirst).unwrap(), want);
 
     let last = |a: &ArrayD<f32>| a.clone().permuted_axes(vec![0, 2, 3, 1]);
     let (x_last, y_last) = (last(&x), last(&y));
-    write_npz(
-        &path,
-        &[
-            ("in", NpzArray::F32(x_last.view())),
-            ("out", NpzArray::F32(y_last.view())),
-        ],
-    )
-    .unwrap();
-    assert_eq!(
-        read_pairs(&path, "in", "out", ChannelLayout::ChannelsLast).unwrap(),
-        want
-    );
+    write_npz(&path, &[("in", NpzArray::F32(x_last.view())), ("out", NpzArray::F32(y_last.view()))]).unwrap();
+    assert_eq!(read_pairs(&path, "in", "out", ChannelLayout::ChannelsLast).unwrap(), want);
 
     let y_bare = y.index_axis(Axis(1), 0);
-    write_npz(
-        &path,
-        &[
-            ("a", NpzArray::F32(y_bare.view())),
-            ("b", NpzArray::F32(y_bare.view())),
-        ],
-    )
-    .unwrap();
+    write_npz(&path, &[("a", NpzArray::F32(y_bare.view())), ("b", NpzArray::F32(y_bare.view()))]).unwrap();
     let got = read_pairs(&path, "a", "b", ChannelLayout::NoChannels).unwrap();
     assert_eq!(got.x(), &y);
     let error = read_pairs(&path, "a", "c", ChannelLayout::NoChannels).unwrap_err();
-    assert!(
-        matches!(&error, Error::MissingKey { key, found, .. } if key == "c" && found == &["a", "b"])
-    );
+    assert!(matches!(&error, Error::MissingKey { key, found, .. } if key == "c" && found == &["a", "b"]));
     assert!(error.to_string().contains("it has: `a`, `b`"), "{error}");
 }
 
@@ -281,53 +182,31 @@ fn damage_is_typed() {
     let folder = Folder::new("damage");
     let whole = npy("<f4", false, "(4,)", &[0; 16]);
     let path = folder.write("a.npy", &whole[..whole.len() - 3]);
-    assert!(matches!(
-        read_npy::<f32>(&path),
-        Err(Error::Truncated {
-            expected: 16,
-            found: 13,
-            ..
-        })
-    ));
+    assert!(matches!(read_npy::<f32>(&path), Err(Error::Truncated { expected: 16, found: 13, .. })));
     // A terabyte is refused at once, by the length of the file.
     let path = folder.write("b.npy", &npy("<f4", false, "(250000000000,)", &[0; 16]));
-    assert!(matches!(
-        read_npy::<f32>(&path),
-        Err(Error::Truncated { .. })
-    ));
+    assert!(matches!(read_npy::<f32>(&path), Err(Error::Truncated { .. })));
     let path = folder.write("c.npy", &npy("<c8", false, "(2,)", &[0; 16]));
     let error = read_npy::<f32>(&path).unwrap_err();
     assert!(error.to_string().contains("`<c8`"), "{error}");
-    assert!(matches!(
-        read_npy::<f32>(Path::new("/nowhere/a.npy")),
-        Err(Error::Io { .. })
-    ));
+    assert!(matches!(read_npy::<f32>(Path::new("/nowhere/a.npy")), Err(Error::Io { .. })));
     assert!(matches!(NpzFile::open(&path), Err(Error::Archive { .. })));
     // A folder that does not exist cannot be written to.
     let gone = folder.file("gone").join("a.npy");
-    assert!(matches!(
-        write_npy(&gone, &ramp(&[2]).view()),
-        Err(Error::Io { .. })
-    ));
+    assert!(matches!(write_npy(&gone, &ramp(&[2]).view()), Err(Error::Io { .. })));
 
     // A hostile size inside an archive, where no file length warns of it.
     let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
     writer
         .start_file(
             "x.npy",
-            zip::write::SimpleFileOptions::default()
-                .compression_method(zip::CompressionMethod::Stored),
+            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored),
         )
         .unwrap();
-    writer
-        .write_all(&npy("<f8", false, "(100000000000,)", &[0; 16]))
-        .unwrap();
+    writer.write_all(&npy("<f8", false, "(100000000000,)", &[0; 16])).unwrap();
     let bytes = writer.finish().unwrap();
     let mut file = NpzFile::from_reader(bytes, Path::new("hostile")).unwrap();
-    assert!(matches!(
-        file.read::<f32>("x"),
-        Err(Error::Truncated { found: 16, .. })
-    ));
+    assert!(matches!(file.read::<f32>("x"), Err(Error::Truncated { found: 16, .. })));
 }
 
 #[test]

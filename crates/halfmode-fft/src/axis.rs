@@ -25,7 +25,10 @@ pub enum Weights {
 #[derive(Clone, Debug)]
 enum Table {
     /// `[2k, rows]`, and for a real axis the same with weighted rows.
-    Matrix { plain: Tensor, doubled: Option<Tensor> },
+    Matrix {
+        plain: Tensor,
+        doubled: Option<Tensor>,
+    },
     Lines32(Line<f32>),
     Lines64(Line<f64>),
 }
@@ -170,7 +173,14 @@ impl Axis {
         if let Some(matrix) = self.matrix::<R>(weights) {
             let inner = self.grid_rows();
             let a = Mat::rows(&matrix[rows.start * inner..rows.end * inner], inner);
-            R::gemm((rows.len(), cols, inner), a, Mat::rows(field, cols), MatMut::rows(modes, cols), R::ZERO, <R as Real>::from_f64(scale));
+            R::gemm(
+                (rows.len(), cols, inner),
+                a,
+                Mat::rows(field, cols),
+                MatMut::rows(modes, cols),
+                R::ZERO,
+                <R as Real>::from_f64(scale),
+            );
         } else if let Some(line) = R::lines(self) {
             debug_assert_eq!(rows, 0..self.mode_rows());
             for col in 0..cols {

@@ -321,7 +321,11 @@ impl Stage<'_> {
             .into_iter()
             .enumerate()
             .flat_map(|(outer, piece)| {
-                piece.chunks(block * self.inner).into_iter().enumerate().map(move |(idx, rows)| (outer, idx * block, rows))
+                piece
+                    .chunks(block * self.inner)
+                    .into_iter()
+                    .enumerate()
+                    .map(move |(idx, rows)| (outer, idx * block, rows))
             })
             .collect();
         device.run(|| {

@@ -15,14 +15,29 @@ fn half_fft_error(n: usize, seed: u64) -> f64 {
     let got: Vec<f64> = half.iter().flat_map(|z| [z.re.to_f64(), z.im.to_f64()]).collect();
     // All n complex modes by definition, through the full complex plan in f64.
     let device = Device::cpu(1).unwrap();
-    let config = TransformConfig { grid: vec![n], modes: vec![n], domain: Domain::Complex, accumulate: Precision::F64, algorithm: None };
+    let config = TransformConfig {
+        grid: vec![n],
+        modes: vec![n],
+        domain: Domain::Complex,
+        accumulate: Precision::F64,
+        algorithm: None,
+    };
     let transform = Transform::new(&device, config).unwrap();
     let values: Vec<f64> = x.iter().flat_map(|v| [v.to_f64(), 0.0]).collect();
     let dtype = halfmode_precision::DType::complex(Precision::F64);
     let field = Tensor::from_scalars(&device, &values, [1, n, 1], dtype, Purpose::Activation).unwrap();
-    let modes = transform.to_modes(&field, Weights::Plain, &[1.0], Precision::F64, Purpose::Activation).unwrap().to_vec::<f64>().unwrap();
+    let modes = transform
+        .to_modes(&field, Weights::Plain, &[1.0], Precision::F64, Purpose::Activation)
+        .unwrap()
+        .to_vec::<f64>()
+        .unwrap();
     // Centred order to FFT order.
-    let want: Vec<f64> = (0..n).flat_map(|bin| { let idx = (bin + n / 2) % n; [modes[idx], modes[n + idx]] }).collect();
+    let want: Vec<f64> = (0..n)
+        .flat_map(|bin| {
+            let idx = (bin + n / 2) % n;
+            [modes[idx], modes[n + idx]]
+        })
+        .collect();
     rel_l2(&got, &want)
 }
 
@@ -31,12 +46,22 @@ fn truncated_error(n: usize, seed: u64) -> f64 {
     let device = Device::cpu(1).unwrap();
     let values = Rng::new(seed).normals(n);
     let run = |precision: Precision| {
-        let config = TransformConfig { grid: vec![n], modes: vec![n / 2 + 1], domain: Domain::Real, accumulate: precision.accumulate(), algorithm: None };
+        let config = TransformConfig {
+            grid: vec![n],
+            modes: vec![n / 2 + 1],
+            domain: Domain::Real,
+            accumulate: precision.accumulate(),
+            algorithm: None,
+        };
         let transform = Transform::new(&device, config).unwrap();
         let x = Tensor::from_slice(&device, &values, [1, n, 1], Precision::F16, Purpose::Activation).unwrap();
         let x = x.cast(precision, Purpose::Activation).unwrap();
         let scale = transform.scale();
-        transform.to_modes(&x, Weights::Plain, &scale.to_modes, precision, Purpose::Activation).unwrap().to_vec::<f64>().unwrap()
+        transform
+            .to_modes(&x, Weights::Plain, &scale.to_modes, precision, Purpose::Activation)
+            .unwrap()
+            .to_vec::<f64>()
+            .unwrap()
     };
     rel_l2(&run(Precision::F16), &run(Precision::F64))
 }
@@ -62,11 +87,18 @@ fn a_half_fft_overflows_where_the_sum_does_and_the_truncated_transform_does_not(
         assert_eq!(!half[0].re.is_finite(), overflows, "{mean}");
     }
     let device = Device::cpu(1).unwrap();
-    let config = TransformConfig { grid: vec![n], modes: vec![3], domain: Domain::Real, accumulate: Precision::F32, algorithm: None };
+    let config = TransformConfig {
+        grid: vec![n],
+        modes: vec![3],
+        domain: Domain::Real,
+        accumulate: Precision::F32,
+        algorithm: None,
+    };
     let transform = Transform::new(&device, config).unwrap();
     let x = Tensor::from_slice(&device, &vec![1000.0f32; n], [1, n, 1], Precision::F16, Purpose::Activation).unwrap();
     let scale = transform.scale();
     let x_hat = transform.to_modes(&x, Weights::Plain, &scale.to_modes, Precision::F16, Purpose::Activation).unwrap();
-    let back = transform.to_grid(&x_hat, Weights::Doubled, &scale.to_grid, Precision::F16, Purpose::Activation).unwrap();
+    let back =
+        transform.to_grid(&x_hat, Weights::Doubled, &scale.to_grid, Precision::F16, Purpose::Activation).unwrap();
     assert!(back.to_vec::<f32>().unwrap().iter().all(|v| (v - 1000.0).abs() < 1.0));
 }

@@ -186,7 +186,8 @@ proptest! {
 
 #[test]
 fn awkward_sizes_work_in_half() {
-    let sizes = [(vec![20, 20, 10], vec![8, 8, 5]), (vec![421, 421], vec![12, 7]), (vec![1], vec![1]), (vec![97], vec![49])];
+    let sizes =
+        [(vec![20, 20, 10], vec![8, 8, 5]), (vec![421, 421], vec![12, 7]), (vec![1], vec![1]), (vec![97], vec![49])];
     for (grid, modes) in sizes {
         for algorithm in [Some(Algorithm::Matrix), Some(Algorithm::Fft)] {
             let (grid, modes) = (grid.clone(), modes.clone());

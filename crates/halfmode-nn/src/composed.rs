@@ -9,7 +9,13 @@ use halfmode_tensor::Tensor;
 use std::sync::Arc;
 
 /// The block as a user of small ops would write it.
-fn compose(block: &FnoBlock, tape: &mut Tape, x: &Var, spectral: &Var, dense: &[Var]) -> halfmode_autograd::Result<Var> {
+fn compose(
+    block: &FnoBlock,
+    tape: &mut Tape,
+    x: &Var,
+    spectral: &Var,
+    dense: &[Var],
+) -> halfmode_autograd::Result<Var> {
     let [bias, skip, w1, b1, w2, b2, gate] = dense else {
         return Err(halfmode_autograd::Error::Arity { op: "fno_block", expected: 7, found: dense.len() });
     };

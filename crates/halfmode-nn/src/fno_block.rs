@@ -98,7 +98,12 @@ impl<'a> BlockInputs<'a> {
 /// overrides them with fused ones.
 pub(crate) trait FnoBlockKernels {
     /// `(y, x_hat)`
-    fn block_forward(&self, block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> crate::Result<(Tensor, Option<Tensor>)> {
+    fn block_forward(
+        &self,
+        block: &FnoBlock,
+        cx: &Cx,
+        inputs: &BlockInputs<'_>,
+    ) -> crate::Result<(Tensor, Option<Tensor>)> {
         composed::block_forward(block, cx, inputs)
     }
 
@@ -122,7 +127,12 @@ pub(crate) struct Composed;
 impl FnoBlockKernels for Composed {}
 
 impl FnoBlockKernels for Device {
-    fn block_forward(&self, block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> crate::Result<(Tensor, Option<Tensor>)> {
+    fn block_forward(
+        &self,
+        block: &FnoBlock,
+        cx: &Cx,
+        inputs: &BlockInputs<'_>,
+    ) -> crate::Result<(Tensor, Option<Tensor>)> {
         match self.target() {
             halfmode_tensor::Target::Cpu { .. } => fused_block::forward(block, cx, inputs),
         }

@@ -12,7 +12,8 @@ use crate::mlp::widen_weights;
 use crate::mode_mix::{mode_mix_bwd, mode_mix_fwd};
 use crate::partial::{Partial, part_ranges, split_sums};
 use crate::rows::{
-    add, add_bias, add_column_sums, add_gated, add_tanh_grad, gate_grads, linear, linear_grad_w, linear_grad_x, scale_by,
+    add, add_bias, add_column_sums, add_gated, add_tanh_grad, gate_grads, linear, linear_grad_w, linear_grad_x,
+    scale_by,
 };
 use crate::spectral_conv::Scales;
 use halfmode_autograd::Cx;
@@ -141,7 +142,8 @@ pub(crate) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Re
     let z = block.transform.columns_to_grid(&y_hat, &scales.forward.to_grid, spectral)?;
     drop(y_hat);
 
-    let mut y = cx.device.alloc(inputs.x.shape().clone(), DType::real(cx.policy.pointwise.storage), Purpose::Activation)?;
+    let mut y =
+        cx.device.alloc(inputs.x.shape().clone(), DType::real(cx.policy.pointwise.storage), Purpose::Activation)?;
     let scratch_len = 3 * dims.tile(dims.c) + dims.tile(dims.h) + dims.half_line() + dims.axis_scratch;
     let scratch = cx.device.scratch(scratch_len, dims.accumulate.bytes());
     let wide = widen_weights(dims.accumulate, &inputs.dense)?;
@@ -277,8 +279,7 @@ pub(crate) fn backward(
     drop(z);
 
     let g_hat = block.transform.columns_to_modes(gz, &scales.backward.to_modes, spectral, Purpose::Workspace)?;
-    let (gx_hat, g_spectral) =
-        mode_mix_bwd(&cx.device, (&x_hat, inputs.spectral), &g_hat, scales.weight_factor, mix)?;
+    let (gx_hat, g_spectral) = mode_mix_bwd(&cx.device, (&x_hat, inputs.spectral), &g_hat, scales.weight_factor, mix)?;
     drop((g_hat, x_hat));
     let gt = block.transform.columns_to_grid(&gx_hat, &scales.backward.to_grid, spectral)?;
     drop(gx_hat);

@@ -125,7 +125,11 @@ impl Layout {
         match self.channels_at {
             Channels::Last => {
                 let entries = x.chunks((self.points() * self.channels).max(1));
-                entries.into_iter().flat_map(|entry| entry.chunks(TILE * self.channels)).map(|piece| vec![piece]).collect()
+                entries
+                    .into_iter()
+                    .flat_map(|entry| entry.chunks(TILE * self.channels))
+                    .map(|piece| vec![piece])
+                    .collect()
             }
             Channels::First => {
                 let mut tiles: Vec<Vec<ViewMut<'a>>> = (0..self.batch * n_tiles).map(|_| Vec::new()).collect();
@@ -320,7 +324,14 @@ impl PointwiseMlp {
 fn hidden<R: Real>(plan: &Plan, x: &[R], (row, col): (usize, usize), w: &Weights<'_, R>, h: &mut [R]) {
     let n = h.len() / plan.c_hidden;
     let x = Mat { data: x, row, col };
-    R::gemm((n, plan.c_hidden, plan.c_first), x, Mat::transposed(w.w1, plan.c_first), MatMut::rows(h, plan.c_hidden), R::ZERO, R::ONE);
+    R::gemm(
+        (n, plan.c_hidden, plan.c_first),
+        x,
+        Mat::transposed(w.w1, plan.c_first),
+        MatMut::rows(h, plan.c_hidden),
+        R::ZERO,
+        R::ONE,
+    );
     add_bias(h, w.b1);
 }
 
@@ -339,7 +350,8 @@ fn backward_tile<R: Real>(
     let (h, scratch) = scratch.split_at_mut(TILE * c_hidden);
     let (slope, scratch) = scratch.split_at_mut(TILE * c_hidden);
     let (gh, gy) = scratch.split_at_mut(TILE * c_hidden);
-    let (h, slope, gh, gy) = (&mut h[..n * c_hidden], &mut slope[..n * c_hidden], &mut gh[..n * c_hidden], &mut gy[..n * c_out]);
+    let (h, slope, gh, gy) =
+        (&mut h[..n * c_hidden], &mut slope[..n * c_hidden], &mut gh[..n * c_hidden], &mut gy[..n * c_out]);
     let (row, col) = plan.load(x_view, at.clone(), x);
     hidden(plan, x, (row, col), w, h);
     R::gelu_both(h, slope);
@@ -363,7 +375,14 @@ fn backward_tile<R: Real>(
         let (row, col) = plan.x.strides(n, c);
         let gx = &mut gx[..n * c];
         let out = MatMut { data: gx, row, col };
-        R::gemm((n, c, c_hidden), Mat::rows(gh, c_hidden), Mat { data: w.w1, row: c_first, col: 1 }, out, R::ZERO, R::ONE);
+        R::gemm(
+            (n, c, c_hidden),
+            Mat::rows(gh, c_hidden),
+            Mat { data: w.w1, row: c_first, col: 1 },
+            out,
+            R::ZERO,
+            R::ONE,
+        );
         store(pieces, gx);
     }
 }
@@ -413,4 +432,3 @@ impl Op for PointwiseMlp {
         self.run_backward(cx, &inputs, grad, needs[0]).map_err(|err| err.in_op(self.name()))
     }
 }
-

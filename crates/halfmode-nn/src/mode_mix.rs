@@ -60,7 +60,12 @@ fn by_block<'a>(view: ViewMut<'a>, modes: usize, channels: usize, block: usize) 
 }
 
 /// Widens modes `first..first + n` of every row into `[rows, n, channels]`.
-fn load_block<R: Real>(x: View<'_>, (rows, modes, channels): (usize, usize, usize), (first, n): (usize, usize), tile: &mut [R]) {
+fn load_block<R: Real>(
+    x: View<'_>,
+    (rows, modes, channels): (usize, usize, usize),
+    (first, n): (usize, usize),
+    tile: &mut [R],
+) {
     for row in 0..rows {
         let start = (row * modes + first) * channels;
         x.slice(start..start + n * channels).widen(&mut tile[row * n * channels..(row + 1) * n * channels]);
@@ -73,7 +78,13 @@ fn load_block<R: Real>(x: View<'_>, (rows, modes, channels): (usize, usize, usiz
 /// - `x_hat`: `[batch, (re, im), k_1, …, k_d, c_in]`
 /// - `w`: `[modes, c_in, 2 c_out]`
 /// - returns `[batch, (re, im), k_1, …, k_d, c_out]`, stored in `storage`
-pub(crate) fn mode_mix_fwd(device: &Device, x_hat: &Tensor, w: &Tensor, storage: Precision, purpose: Purpose) -> Result<Tensor> {
+pub(crate) fn mode_mix_fwd(
+    device: &Device,
+    x_hat: &Tensor,
+    w: &Tensor,
+    storage: Precision,
+    purpose: Purpose,
+) -> Result<Tensor> {
     let dims = Dims::of(x_hat, w)?;
     let mut extents = x_hat.shape().to_vec();
     if let Some(channels) = extents.last_mut() {
@@ -215,7 +226,8 @@ mod tests {
     /// Values without a pattern that blocks or channels could share.
     fn tensor(device: &Device, shape: &[usize], precision: Precision, seed: usize) -> Tensor {
         let n = shape.iter().product::<usize>();
-        let values: Vec<f64> = (0..n).map(|i| 2.0 * ((i + 1) as f64 * 0.754_877_666 + seed as f64 * 0.1).fract() - 1.0).collect();
+        let values: Vec<f64> =
+            (0..n).map(|i| 2.0 * ((i + 1) as f64 * 0.754_877_666 + seed as f64 * 0.1).fract() - 1.0).collect();
         Tensor::from_slice(device, &values, shape, precision, Purpose::Workspace).unwrap()
     }
 
@@ -281,7 +293,9 @@ mod tests {
     #[test]
     fn stored_results_are_rounded_once() {
         let device = Device::cpu(3).unwrap();
-        for (precision, tolerance) in [(Precision::F32, 2f64.powi(-23)), (Precision::Bf16, 2f64.powi(-8)), (Precision::F16, 2f64.powi(-11))] {
+        for (precision, tolerance) in
+            [(Precision::F32, 2f64.powi(-23)), (Precision::Bf16, 2f64.powi(-8)), (Precision::F16, 2f64.powi(-11))]
+        {
             let x = tensor(&device, &[2, 2, 19, 3], precision, 4);
             let w = tensor(&device, &[19, 3, 10], precision, 5);
             let [x_wide, w_wide] = [&x, &w].map(|it| it.cast(Precision::F64, Purpose::Workspace).unwrap());

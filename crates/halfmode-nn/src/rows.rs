@@ -17,7 +17,14 @@ pub(crate) fn linear_grad_x<R: Real>(gy: &[R], w: &[R], gx: &mut [R], (c_in, c_o
 /// `gw += gy^T x`: the adjoint of [`linear`] in `w`.
 pub(crate) fn linear_grad_w<R: Real>(gy: &[R], x: &[R], gw: &mut [R], (c_in, c_out): (usize, usize)) {
     let rows = gy.len() / c_out;
-    R::gemm((c_out, c_in, rows), Mat::transposed(gy, c_out), Mat::rows(x, c_in), MatMut::rows(gw, c_in), R::ONE, R::ONE);
+    R::gemm(
+        (c_out, c_in, rows),
+        Mat::transposed(gy, c_out),
+        Mat::rows(x, c_in),
+        MatMut::rows(gw, c_in),
+        R::ONE,
+        R::ONE,
+    );
 }
 
 /// `y[row, c] += b[c]`

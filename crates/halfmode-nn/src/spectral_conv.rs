@@ -54,7 +54,13 @@ impl SpectralConv {
         let x_hat = self.analysis.to_modes(x, Weights::Plain, &scales.forward.to_modes, transform, purpose)?;
         let y_hat = mode_mix_fwd(&cx.device, &x_hat, w, mix, Purpose::Workspace)?;
         let to_grid = &scales.forward.to_grid;
-        let y = self.synthesis.to_grid(&y_hat, Weights::Doubled, to_grid, cx.policy.pointwise.storage, Purpose::Activation)?;
+        let y = self.synthesis.to_grid(
+            &y_hat,
+            Weights::Doubled,
+            to_grid,
+            cx.policy.pointwise.storage,
+            Purpose::Activation,
+        )?;
         Ok((y, x_hat))
     }
 
@@ -67,7 +73,13 @@ impl SpectralConv {
         let (grad_x, grad_w) = mode_mix_bwd(&cx.device, (x_hat, w), &grad_y, scales.weight_factor, mix)?;
         drop(grad_y);
         let to_grid = &scales.backward.to_grid;
-        let gx = self.analysis.to_grid(&grad_x, Weights::Plain, to_grid, cx.policy.pointwise.storage, Purpose::Activation)?;
+        let gx = self.analysis.to_grid(
+            &grad_x,
+            Weights::Plain,
+            to_grid,
+            cx.policy.pointwise.storage,
+            Purpose::Activation,
+        )?;
         Ok((gx, grad_w))
     }
 }

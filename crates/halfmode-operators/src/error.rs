@@ -27,7 +27,9 @@ pub enum Error {
         n_axes: usize,
     },
     /// The grid resolves fewer modes than the model keeps.
-    #[error("a grid of {n} points on spatial axis {axis} resolves {resolved} modes, the model keeps {kept}: use a finer grid or fewer n_modes")]
+    #[error(
+        "a grid of {n} points on spatial axis {axis} resolves {resolved} modes, the model keeps {kept}: use a finer grid or fewer n_modes"
+    )]
     Grid {
         /// The spatial axis.
         axis: usize,

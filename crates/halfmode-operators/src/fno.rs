@@ -106,13 +106,29 @@ impl Module for Fno {
         for layer in 0..config.n_layers {
             let spectral_shape = [&[c, c][..], &config.stored_modes()].concat();
             let block = "fno_blocks";
-            specs.push(ParamSpec::spectral(format!("{block}.convs.{layer}.weight.tensor"), &spectral_shape, Init::Normal { std }));
-            specs.push(ParamSpec::real(format!("{block}.convs.{layer}.bias"), &channel_shape(&[c]), Init::Normal { std }));
+            specs.push(ParamSpec::spectral(
+                format!("{block}.convs.{layer}.weight.tensor"),
+                &spectral_shape,
+                Init::Normal { std },
+            ));
+            specs.push(ParamSpec::real(
+                format!("{block}.convs.{layer}.bias"),
+                &channel_shape(&[c]),
+                Init::Normal { std },
+            ));
             let bound = 1.0 / (c as f64).sqrt();
-            specs.push(ParamSpec::real(format!("{block}.fno_skips.{layer}.conv.weight"), &[c, c, 1], Init::Uniform { bound }));
+            specs.push(ParamSpec::real(
+                format!("{block}.fno_skips.{layer}.conv.weight"),
+                &[c, c, 1],
+                Init::Uniform { bound },
+            ));
             specs.extend(conv(&format!("{block}.channel_mlp.{layer}.fcs.0"), (hidden, c)));
             specs.extend(conv(&format!("{block}.channel_mlp.{layer}.fcs.1"), (c, hidden)));
-            specs.push(ParamSpec::real(format!("{block}.channel_mlp_skips.{layer}.weight"), &channel_shape(&[1, c]), Init::Ones));
+            specs.push(ParamSpec::real(
+                format!("{block}.channel_mlp_skips.{layer}.weight"),
+                &channel_shape(&[1, c]),
+                Init::Ones,
+            ));
         }
         specs
     }
@@ -146,7 +162,8 @@ impl Module for Fno {
             let inputs: Vec<&Var> = std::iter::once(&h).chain(weights).collect();
             h = tape.apply(block, &inputs)?;
         }
-        let projection = PointwiseMlp { input: Channels::Last, output: Channels::First, embedding: GridEmbedding::None };
+        let projection =
+            PointwiseMlp { input: Channels::Last, output: Channels::First, embedding: GridEmbedding::None };
         tape.apply(projection, &[&h, &outer[4], &outer[5], &outer[6], &outer[7]])
     }
 }

@@ -69,19 +69,13 @@ pub fn precision_bound(format: Format, sup: f64) -> f64 {
 /// [`Error::Grid`] if `d` or `m` is zero, or if there are more than `2^30` points.
 pub fn measure(d: u32, m: usize, format: Format) -> Result<Measured, Error> {
     const MAX_POINTS: usize = 1 << 30;
-    let n = m
-        .checked_pow(d)
-        .filter(|&n| d > 0 && n > 0 && n <= MAX_POINTS)
-        .ok_or(Error::Grid { d, m })?;
+    let n = m.checked_pow(d).filter(|&n| d > 0 && n > 0 && n <= MAX_POINTS).ok_or(Error::Grid { d, m })?;
     let x = |k: usize| k as f64 / m as f64;
     let phase: Vec<Complex> = (0..m).map(|k| Complex::unit(TAU * x(k))).collect();
 
     // The exact sum is the d-th power of the one-dimensional one.
     let along_axis = Complex::sum((0..m).map(|k| phase[k].times(x(k) / m as f64)));
-    let exact = Complex {
-        re: 0.0,
-        im: -1.0 / (2.0 * PI),
-    };
+    let exact = Complex { re: 0.0, im: -1.0 / (2.0 * PI) };
     let disc = along_axis.power(d).minus(exact.power(d)).abs();
 
     // Rounding does not separate, but the exponential depends on the sum of the indices alone:
@@ -103,22 +97,12 @@ pub fn measure(d: u32, m: usize, format: Format) -> Result<Measured, Error> {
             *k = 0;
         }
     }
-    let error = Complex::sum(
-        sums.iter()
-            .zip(&phase)
-            .map(|(&(rounded, v_error), &exact)| {
-                let q = Complex {
-                    re: format.round_significand(exact.re),
-                    im: format.round_significand(exact.im),
-                };
-                // q(v) q(φ) - v φ = q(v) (q(φ) - φ) + (q(v) - v) φ.
-                q.minus(exact).times(rounded).plus(exact.times(v_error))
-            }),
-    );
-    Ok(Measured {
-        disc,
-        prec: error.abs() / n as f64,
-    })
+    let error = Complex::sum(sums.iter().zip(&phase).map(|(&(rounded, v_error), &exact)| {
+        let q = Complex { re: format.round_significand(exact.re), im: format.round_significand(exact.im) };
+        // q(v) q(φ) - v φ = q(v) (q(φ) - φ) + (q(v) - v) φ.
+        q.minus(exact).times(rounded).plus(exact.times(v_error))
+    }));
+    Ok(Measured { disc, prec: error.abs() / n as f64 })
 }
 
 #[derive(Clone, Copy)]
@@ -129,31 +113,19 @@ struct Complex {
 
 impl Complex {
     fn unit(angle: f64) -> Self {
-        Complex {
-            re: angle.cos(),
-            im: angle.sin(),
-        }
+        Complex { re: angle.cos(), im: angle.sin() }
     }
 
     fn plus(self, b: Self) -> Self {
-        Complex {
-            re: self.re + b.re,
-            im: self.im + b.im,
-        }
+        Complex { re: self.re + b.re, im: self.im + b.im }
     }
 
     fn minus(self, b: Self) -> Self {
-        Complex {
-            re: self.re - b.re,
-            im: self.im - b.im,
-        }
+        Complex { re: self.re - b.re, im: self.im - b.im }
     }
 
     fn times(self, b: f64) -> Self {
-        Complex {
-            re: self.re * b,
-            im: self.im * b,
-        }
+        Complex { re: self.re * b, im: self.im * b }
     }
 
     fn power(self, n: u32) -> Self {
@@ -181,10 +153,7 @@ mod tests {
     /// Half a unit in the last of two printed digits.
     fn assert_two_digits(what: &str, got: f64, want: f64) {
         let last_digit = 10f64.powf(want.log10().floor() - 1.0);
-        assert!(
-            (got - want).abs() <= 0.5 * last_digit * (1.0 + 1e-9),
-            "{what}: {got:e}, not {want:e}"
-        );
+        assert!((got - want).abs() <= 0.5 * last_digit * (1.0 + 1e-9), "{what}: {got:e}, not {want:e}");
     }
 
     /// The table of section 2.5 of the reference on mixed-precision neural operators.
@@ -202,11 +171,7 @@ mod tests {
             for (format, prec) in FORMATS.into_iter().zip(precs) {
                 let measured = measure(d, m, format).unwrap();
                 // The table has three digits here; it rounds 5.935 up.
-                assert!(
-                    (measured.disc / disc - 1.0).abs() < 2e-3,
-                    "{d} {m}: {:e}",
-                    measured.disc
-                );
+                assert!((measured.disc / disc - 1.0).abs() < 2e-3, "{d} {m}: {:e}", measured.disc);
                 assert_two_digits(&format!("{d} {m} {format}"), measured.prec, prec);
             }
         }
@@ -221,11 +186,7 @@ mod tests {
             let want = (0.5 / m_real).hypot(sine);
             let got = measure(1, m, Format::F64).unwrap();
             // Rounding errors of m terms of size at most 1 / m in f64.
-            assert!(
-                (got.disc - want).abs() < 1e-15,
-                "m = {m}: {:e}, not {want:e}",
-                got.disc
-            );
+            assert!((got.disc - want).abs() < 1e-15, "m = {m}: {:e}, not {want:e}", got.disc);
             assert!((sine / (PI / (6.0 * m_real * m_real)) - 1.0).abs() < 2.0 / m_real);
             assert!(got.prec <= 0.0, "f64 rounds nothing");
         }
@@ -233,16 +194,7 @@ mod tests {
 
     #[test]
     fn measured_errors_obey_the_bounds() {
-        for (d, m) in [
-            (1, 1),
-            (1, 2),
-            (1, 37),
-            (1, 512),
-            (2, 5),
-            (2, 100),
-            (3, 11),
-            (3, 32),
-        ] {
+        for (d, m) in [(1, 1), (1, 2), (1, 37), (1, 512), (2, 5), (2, 100), (3, 11), (3, 32)] {
             let n = (m as f64).powi(d as i32);
             for format in Format::ALL {
                 let Measured { disc, prec } = measure(d, m, format).unwrap();
@@ -265,15 +217,9 @@ mod tests {
                 for i in 1..=200 {
                     let v = sup * f64::from(i) / 200.0;
                     let phase = Complex::unit(0.377 * f64::from(i));
-                    let q = Complex {
-                        re: format.round(phase.re),
-                        im: format.round(phase.im),
-                    };
+                    let q = Complex { re: format.round(phase.re), im: format.round(phase.im) };
                     let error = q.times(format.round(v)).minus(phase.times(v)).abs();
-                    assert!(
-                        error <= precision_bound(format, sup),
-                        "{format} {sup} {i}: {error:e}"
-                    );
+                    assert!(error <= precision_bound(format, sup), "{format} {sup} {i}: {error:e}");
                 }
             }
         }

@@ -92,9 +92,7 @@ impl PrecisionConfig {
         policy.moments = self.moments.unwrap_or(policy.moments);
         policy.saved_overrides = self.saved_overrides.clone();
         policy.master = policy.natural_master();
-        policy.loss_scale = self
-            .loss_scale
-            .unwrap_or_else(|| policy.natural_loss_scale());
+        policy.loss_scale = self.loss_scale.unwrap_or_else(|| policy.natural_loss_scale());
         policy.validate()?;
         Ok(policy)
     }
@@ -118,10 +116,7 @@ mod tests {
     #[test]
     fn an_empty_table_is_mixed_f16() {
         assert_eq!(policy(""), Ok(PrecisionPolicy::mixed(F16)));
-        assert_eq!(
-            PrecisionConfig::default().resolve(),
-            Ok(PrecisionPolicy::mixed(F16))
-        );
+        assert_eq!(PrecisionConfig::default().resolve(), Ok(PrecisionPolicy::mixed(F16)));
     }
 
     #[test]
@@ -179,71 +174,34 @@ mod tests {
     #[test]
     fn the_loss_scale_follows_f16_gradients_unless_given() {
         let scale = |text: &str| policy(text).unwrap().loss_scale;
-        assert_eq!(
-            scale("preset = 'full'\ntransform = 'f16'"),
-            LossScale::DYNAMIC
-        );
+        assert_eq!(scale("preset = 'full'\ntransform = 'f16'"), LossScale::DYNAMIC);
         assert_eq!(scale("preset = 'full'\nsaved = 'f16'"), LossScale::None);
         assert_eq!(scale("loss_scale = 'none'"), LossScale::None);
-        assert_eq!(
-            scale("format = 'bf16'\nloss_scale = 'dynamic'"),
-            LossScale::DYNAMIC
-        );
-        assert_eq!(
-            scale("preset = 'half'\nloss_scale = 'dynamic'"),
-            LossScale::DYNAMIC
-        );
+        assert_eq!(scale("format = 'bf16'\nloss_scale = 'dynamic'"), LossScale::DYNAMIC);
+        assert_eq!(scale("preset = 'half'\nloss_scale = 'dynamic'"), LossScale::DYNAMIC);
     }
 
     #[test]
     fn illegal_tables_are_refused() {
-        assert_eq!(
-            policy("format = 'f32'"),
-            Err(Error::FormatNotHalf { format: F32 })
-        );
+        assert_eq!(policy("format = 'f32'"), Err(Error::FormatNotHalf { format: F32 }));
         let error = policy("transform = { storage = 'f16', accumulate = 'f16' }");
-        assert_eq!(
-            error,
-            Err(Error::AccumulateTooNarrow {
-                op: "transform",
-                storage: F16,
-                accumulate: F16
-            })
-        );
-        assert!(matches!(
-            policy("loss = 'f64'"),
-            Err(Error::DoubleWithHalf { .. })
-        ));
-        assert!(matches!(
-            policy("loss_scale = 100"),
-            Err(Error::NotPowerOfTwo { .. })
-        ));
-        let message = toml::from_str::<PrecisionConfig>("acumulate = 'f32'")
-            .unwrap_err()
-            .to_string();
+        assert_eq!(error, Err(Error::AccumulateTooNarrow { op: "transform", storage: F16, accumulate: F16 }));
+        assert!(matches!(policy("loss = 'f64'"), Err(Error::DoubleWithHalf { .. })));
+        assert!(matches!(policy("loss_scale = 100"), Err(Error::NotPowerOfTwo { .. })));
+        let message = toml::from_str::<PrecisionConfig>("acumulate = 'f32'").unwrap_err().to_string();
         assert!(message.contains("unknown field `acumulate`"), "{message}");
     }
 
     #[test]
     fn tables_are_written_and_read_back() {
-        let mut config = PrecisionConfig {
-            loss_scale: Some(LossScale::DYNAMIC),
-            ..Default::default()
-        };
+        let mut config = PrecisionConfig { loss_scale: Some(LossScale::DYNAMIC), ..Default::default() };
         config.norm = Some(OpPrecision::of(F32));
         config.saved_overrides.insert("linear.x".to_owned(), Bf16);
         for config in [config, PrecisionConfig::default()] {
             let text = toml::to_string(&config).unwrap();
-            assert_eq!(
-                toml::from_str::<PrecisionConfig>(&text).unwrap(),
-                config,
-                "{text}"
-            );
+            assert_eq!(toml::from_str::<PrecisionConfig>(&text).unwrap(), config, "{text}");
         }
         let plain = toml::to_string(&PrecisionConfig::default()).unwrap();
-        assert_eq!(
-            plain,
-            "preset = \"mixed\"\nformat = \"f16\"\ncompute = \"f32\"\n"
-        );
+        assert_eq!(plain, "preset = \"mixed\"\nformat = \"f16\"\ncompute = \"f32\"\n");
     }
 }

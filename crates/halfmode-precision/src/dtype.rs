@@ -19,12 +19,7 @@ pub enum Precision {
 
 impl Precision {
     /// All storage precisions, widest first.
-    pub const ALL: [Precision; 4] = [
-        Precision::F64,
-        Precision::F32,
-        Precision::Bf16,
-        Precision::F16,
-    ];
+    pub const ALL: [Precision; 4] = [Precision::F64, Precision::F32, Precision::Bf16, Precision::F16];
 
     /// Bytes per real scalar.
     #[must_use]
@@ -103,19 +98,13 @@ impl DType {
     /// A real type.
     #[must_use]
     pub const fn real(precision: Precision) -> Self {
-        DType {
-            domain: Domain::Real,
-            precision,
-        }
+        DType { domain: Domain::Real, precision }
     }
 
     /// An interleaved complex type.
     #[must_use]
     pub const fn complex(precision: Precision) -> Self {
-        DType {
-            domain: Domain::Complex,
-            precision,
-        }
+        DType { domain: Domain::Complex, precision }
     }
 
     /// Bytes per element.

@@ -26,9 +26,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// The half format of a policy is not a 16-bit one.
-    #[error(
-        "format `{format}` is not a half format; use f16 or bf16, or preset = \"full\" to train in f32"
-    )]
+    #[error("format `{format}` is not a half format; use f16 or bf16, or preset = \"full\" to train in f32")]
     FormatNotHalf {
         /// The format that was given.
         format: Precision,
@@ -66,9 +64,7 @@ pub enum Error {
         weights: Precision,
     },
     /// A key of `saved_overrides` does not name one tensor of one op.
-    #[error(
-        "saved_overrides: `{key}` is not of the form \"op.role\", for example \"spectral_conv.x_hat\""
-    )]
+    #[error("saved_overrides: `{key}` is not of the form \"op.role\", for example \"spectral_conv.x_hat\"")]
     SavedKey {
         /// The key that was given.
         key: String,

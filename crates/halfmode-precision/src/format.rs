@@ -41,15 +41,8 @@ pub enum Overflow {
 
 impl Format {
     /// All formats, in the order of their declaration.
-    pub const ALL: [Format; 7] = [
-        Format::F64,
-        Format::F32,
-        Format::Tf32,
-        Format::Bf16,
-        Format::F16,
-        Format::E4m3,
-        Format::E5m2,
-    ];
+    pub const ALL: [Format; 7] =
+        [Format::F64, Format::F32, Format::Tf32, Format::Bf16, Format::F16, Format::E4m3, Format::E5m2];
 
     /// Bits of the significand, the hidden one included.
     #[must_use]
@@ -157,10 +150,7 @@ impl Format {
             (Some(y), _) => Ok(y),
             (None, Overflow::ToInf) => Ok(self.round(x)),
             (None, Overflow::Saturate) => Ok(self.max().copysign(x)),
-            (None, Overflow::Error) => Err(Error::Overflow {
-                format: self,
-                value: x,
-            }),
+            (None, Overflow::Error) => Err(Error::Overflow { format: self, value: x }),
         }
     }
 
@@ -189,11 +179,7 @@ impl Format {
             // Below the normal range the spacing is constant. Both products are exact: the
             // spacing is a power of two, and f64 itself needs no rounding here.
             let spacing = self.min_subnormal();
-            if self == Format::F64 {
-                x
-            } else {
-                (x * (1.0 / spacing)).round_ties_even() * spacing
-            }
+            if self == Format::F64 { x } else { (x * (1.0 / spacing)).round_ties_even() * spacing }
         };
         (y.is_nan() || y.abs() <= self.max()).then_some(y)
     }
@@ -223,14 +209,11 @@ impl FromStr for Format {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        Format::ALL
-            .into_iter()
-            .find(|format| format.name() == name)
-            .ok_or_else(|| Error::UnknownName {
-                kind: "format",
-                name: name.to_owned(),
-                expected: "f64, f32, tf32, bf16, f16, e4m3, e5m2",
-            })
+        Format::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| Error::UnknownName {
+            kind: "format",
+            name: name.to_owned(),
+            expected: "f64, f32, tf32, bf16, f16, e4m3, e5m2",
+        })
     }
 }
 
@@ -248,11 +231,7 @@ impl From<Precision> for Format {
 /// `2^e` for `-1074 <= e <= 1023`.
 const fn pow2(e: i32) -> f64 {
     debug_assert!(e >= -1074 && e <= 1023);
-    if e >= -1022 {
-        f64::from_bits(((e + 1023) as u64) << 52)
-    } else {
-        f64::from_bits(1u64 << (e + 1074))
-    }
+    if e >= -1022 { f64::from_bits(((e + 1023) as u64) << 52) } else { f64::from_bits(1u64 << (e + 1074)) }
 }
 
 #[cfg(test)]
@@ -288,10 +267,7 @@ mod tests {
         };
         (0..n_patterns)
             .map(|pattern: u32| {
-                let (exponent, fraction) = (
-                    pattern >> fraction_bits,
-                    pattern & ((1 << fraction_bits) - 1),
-                );
+                let (exponent, fraction) = (pattern >> fraction_bits, pattern & ((1 << fraction_bits) - 1));
                 let scale = |e: i32| 2f64.powi(e - bias - fraction_bits as i32);
                 match exponent {
                     0 => f64::from(fraction) * scale(1),
@@ -309,11 +285,7 @@ mod tests {
             table[0]
         } else {
             // The value that would follow the largest one, with an unbounded exponent.
-            let next = if above > last {
-                2.0 * table[last] - table[last - 1]
-            } else {
-                table[above]
-            };
+            let next = if above > last { 2.0 * table[last] - table[last - 1] } else { table[above] };
             let below = table[above - 1];
             let (to_below, to_next) = (x.abs() - below, next - x.abs());
             let up = to_next < to_below || (to_next <= to_below && above % 2 == 0);
@@ -328,13 +300,7 @@ mod tests {
         Some(magnitude.copysign(x))
     }
 
-    const SMALL: [Format; 5] = [
-        Format::Tf32,
-        Format::Bf16,
-        Format::F16,
-        Format::E4m3,
-        Format::E5m2,
-    ];
+    const SMALL: [Format; 5] = [Format::Tf32, Format::Bf16, Format::F16, Format::E4m3, Format::E5m2];
 
     #[test]
     fn every_f16_and_bf16_pattern_round_trips() {
@@ -351,35 +317,20 @@ mod tests {
         let mut state = 1;
         let check = |x: f32| {
             let (f16_want, bf16_want) = (f16::from_f32(x).to_f64(), bf16::from_f32(x).to_f64());
-            assert!(
-                same(Format::F16.round(f64::from(x)), f16_want),
-                "f16 of {x:e}"
-            );
-            assert!(
-                same(Format::Bf16.round(f64::from(x)), bf16_want),
-                "bf16 of {x:e}"
-            );
+            assert!(same(Format::F16.round(f64::from(x)), f16_want), "f16 of {x:e}");
+            assert!(same(Format::Bf16.round(f64::from(x)), bf16_want), "bf16 of {x:e}");
         };
         for _ in 0..400_000 {
             let bits = next_random(&mut state);
             // Any f32, and one whose exponent is near the range of f16.
             check(f32::from_bits(bits as u32));
             let exponent = 127 - 28 + (bits >> 32) as u32 % 48;
-            check(f32::from_bits(
-                (bits as u32 & 0x807f_ffff) | (exponent << 23),
-            ));
+            check(f32::from_bits((bits as u32 & 0x807f_ffff) | (exponent << 23)));
         }
         // The midpoints of neighbouring f16, and the f32 beside them.
         for bits in 0..0x7c00u16 {
-            let (a, b) = (
-                f16::from_bits(bits).to_f32(),
-                f16::from_bits(bits + 1).to_f32(),
-            );
-            let middle = if b.is_finite() {
-                0.5 * (a + b)
-            } else {
-                65520.0
-            };
+            let (a, b) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
+            let middle = if b.is_finite() { 0.5 * (a + b) } else { 65520.0 };
             for x in [middle.next_down(), middle, middle.next_up()] {
                 check(x);
                 check(-x);
@@ -395,26 +346,13 @@ mod tests {
             let check = |x: f64| {
                 let want = nearest(&table, x);
                 let saturated = want.unwrap_or(format.max().copysign(x));
-                assert!(
-                    same(format.round_with(x, Overflow::Saturate).unwrap(), saturated),
-                    "{format} of {x:e}"
-                );
+                assert!(same(format.round_with(x, Overflow::Saturate).unwrap(), saturated), "{format} of {x:e}");
                 let error = format.round_with(x, Overflow::Error);
                 assert_eq!(error.ok(), want, "{format} of {x:e}");
-                let inf = if format == Format::E4m3 {
-                    f64::NAN
-                } else {
-                    f64::INFINITY.copysign(x)
-                };
-                assert!(
-                    same(format.round(x), want.unwrap_or(inf)),
-                    "{format} of {x:e}"
-                );
+                let inf = if format == Format::E4m3 { f64::NAN } else { f64::INFINITY.copysign(x) };
+                assert!(same(format.round(x), want.unwrap_or(inf)), "{format} of {x:e}");
             };
-            let (low, high) = (
-                format.min_subnormal().log2() - 3.0,
-                format.max().log2() + 3.0,
-            );
+            let (low, high) = (format.min_subnormal().log2() - 3.0, format.max().log2() + 3.0);
             for _ in 0..20_000 {
                 let random = next_random(&mut state);
                 let exponent = low + (high - low) * (random >> 40) as f64 / (1u64 << 24) as f64;
@@ -445,10 +383,7 @@ mod tests {
             assert!(same(Format::F64.round(x), x));
             let bits = next_random(&mut state);
             let exponent = 1023 - 152 + (bits >> 52) % 290;
-            for x in [
-                x,
-                f64::from_bits((bits & !(0x7ff << 52)) | (exponent << 52)),
-            ] {
+            for x in [x, f64::from_bits((bits & !(0x7ff << 52)) | (exponent << 52))] {
                 assert!(same(Format::F32.round(x), f64::from(x as f32)), "{x:e}");
             }
         }
@@ -470,23 +405,14 @@ mod tests {
 
     #[test]
     fn facts_agree_with_rust_and_the_half_crate() {
-        let facts =
-            |f: Format| [f.eps(), f.max(), f.min_normal(), f.min_subnormal()].map(f64::to_bits);
+        let facts = |f: Format| [f.eps(), f.max(), f.min_normal(), f.min_subnormal()].map(f64::to_bits);
         let want = |values: [f64; 4]| values.map(f64::to_bits);
-        assert_eq!(
-            facts(Format::F64),
-            want([f64::EPSILON, f64::MAX, f64::MIN_POSITIVE, f64::from_bits(1)])
-        );
+        assert_eq!(facts(Format::F64), want([f64::EPSILON, f64::MAX, f64::MIN_POSITIVE, f64::from_bits(1)]));
         let f32_facts = [f32::EPSILON, f32::MAX, f32::MIN_POSITIVE, f32::from_bits(1)];
         assert_eq!(facts(Format::F32), want(f32_facts.map(f64::from)));
         let f16_facts = [f16::EPSILON, f16::MAX, f16::MIN_POSITIVE, f16::from_bits(1)];
         assert_eq!(facts(Format::F16), want(f16_facts.map(f16::to_f64)));
-        let bf16_facts = [
-            bf16::EPSILON,
-            bf16::MAX,
-            bf16::MIN_POSITIVE,
-            bf16::from_bits(1),
-        ];
+        let bf16_facts = [bf16::EPSILON, bf16::MAX, bf16::MIN_POSITIVE, bf16::from_bits(1)];
         assert_eq!(facts(Format::Bf16), want(bf16_facts.map(bf16::to_f64)));
         for format in Format::ALL {
             assert!(same(2.0 * format.unit_roundoff(), format.eps()));
@@ -496,22 +422,10 @@ mod tests {
     #[test]
     fn fp8_ranges_are_those_of_the_ocp_specification() {
         let facts = |f: Format| [f.max(), f.min_normal(), f.min_subnormal()].map(f64::to_bits);
-        assert_eq!(
-            facts(Format::E4m3),
-            [448.0, 2f64.powi(-6), 2f64.powi(-9)].map(f64::to_bits)
-        );
-        assert_eq!(
-            facts(Format::E5m2),
-            [57344.0, 2f64.powi(-14), 2f64.powi(-16)].map(f64::to_bits)
-        );
-        assert_eq!(
-            table(Format::E4m3).len() + table(Format::E5m2).len(),
-            127 + 124
-        );
-        assert!(
-            same(Format::E4m3.round(464.0), 448.0),
-            "the tie goes to the even significand"
-        );
+        assert_eq!(facts(Format::E4m3), [448.0, 2f64.powi(-6), 2f64.powi(-9)].map(f64::to_bits));
+        assert_eq!(facts(Format::E5m2), [57344.0, 2f64.powi(-14), 2f64.powi(-16)].map(f64::to_bits));
+        assert_eq!(table(Format::E4m3).len() + table(Format::E5m2).len(), 127 + 124);
+        assert!(same(Format::E4m3.round(464.0), 448.0), "the tie goes to the even significand");
         assert!(Format::E4m3.round(464.1).is_nan());
         assert!(same(Format::E5m2.round(-61440.0), f64::NEG_INFINITY));
     }
@@ -522,18 +436,10 @@ mod tests {
             for overflow in [Overflow::ToInf, Overflow::Saturate, Overflow::Error] {
                 assert!(format.round_with(f64::NAN, overflow).unwrap().is_nan());
             }
-            let saturated = format
-                .round_with(f64::NEG_INFINITY, Overflow::Saturate)
-                .unwrap();
+            let saturated = format.round_with(f64::NEG_INFINITY, Overflow::Saturate).unwrap();
             assert!(same(saturated, -format.max()));
             let error = format.round_with(f64::INFINITY, Overflow::Error);
-            assert_eq!(
-                error,
-                Err(Error::Overflow {
-                    format,
-                    value: f64::INFINITY
-                })
-            );
+            assert_eq!(error, Err(Error::Overflow { format, value: f64::INFINITY }));
             assert_eq!(format.round(f64::INFINITY).is_nan(), !format.has_inf());
             assert!(same(format.round(-0.0), -0.0));
         }
@@ -541,14 +447,8 @@ mod tests {
 
     #[test]
     fn significand_rounding_has_no_range() {
-        assert!(same(
-            Format::E4m3.round_significand(1e30),
-            13.0 * 2f64.powi(96)
-        ));
-        assert!(same(
-            Format::F16.round_significand(3e-40),
-            round_by_scaling(3e-40, 11)
-        ));
+        assert!(same(Format::E4m3.round_significand(1e30), 13.0 * 2f64.powi(96)));
+        assert!(same(Format::F16.round_significand(3e-40), round_by_scaling(3e-40, 11)));
         assert!(same(Format::F16.round_significand(f64::MAX), f64::INFINITY));
         assert!(Format::F16.round_significand(f64::NAN).is_nan());
         let mut state = 4;
@@ -576,20 +476,10 @@ mod tests {
     fn names_round_trip() {
         for format in Format::ALL {
             assert_eq!(format.name().parse::<Format>(), Ok(format));
-            assert_eq!(
-                serde_json::to_string(&format).unwrap(),
-                format!("\"{format}\"")
-            );
-            assert!(
-                format
-                    .storage()
-                    .is_none_or(|precision| Format::from(precision) == format)
-            );
+            assert_eq!(serde_json::to_string(&format).unwrap(), format!("\"{format}\""));
+            assert!(format.storage().is_none_or(|precision| Format::from(precision) == format));
         }
         let message = "fp8".parse::<Format>().unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "unknown format `fp8`; use one of f64, f32, tf32, bf16, f16, e4m3, e5m2"
-        );
+        assert_eq!(message, "unknown format `fp8`; use one of f64, f32, tf32, bf16, f16, e4m3, e5m2");
     }
 }

@@ -78,9 +78,7 @@ impl<'de> Visitor<'de> for LossScaleVisitor {
     type Value = LossScale;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "\"none\", \"dynamic\", a power of two, or a table of the dynamic scaler's keys",
-        )
+        f.write_str("\"none\", \"dynamic\", a power of two, or a table of the dynamic scaler's keys")
     }
 
     fn visit_str<E: de::Error>(self, name: &str) -> Result<LossScale, E> {
@@ -125,28 +123,16 @@ mod tests {
     fn all_forms_are_read() {
         assert_eq!(read("loss_scale = 'none'").unwrap(), LossScale::None);
         assert_eq!(read("loss_scale = 'dynamic'").unwrap(), LossScale::DYNAMIC);
-        assert_eq!(
-            read("loss_scale = 1024").unwrap(),
-            LossScale::Static(1024.0)
-        );
+        assert_eq!(read("loss_scale = 1024").unwrap(), LossScale::Static(1024.0));
         assert_eq!(read("loss_scale = 0.5").unwrap(), LossScale::Static(0.5));
-        let config = ScalerConfig {
-            init: 8.0,
-            ..ScalerConfig::DEFAULT
-        };
-        assert_eq!(
-            read("loss_scale = { init = 8 }").unwrap(),
-            LossScale::Dynamic(config)
-        );
+        let config = ScalerConfig { init: 8.0, ..ScalerConfig::DEFAULT };
+        assert_eq!(read("loss_scale = { init = 8 }").unwrap(), LossScale::Dynamic(config));
     }
 
     #[test]
     fn other_forms_are_refused_with_the_legal_ones() {
         let message = read("loss_scale = 'static'").unwrap_err().to_string();
-        assert!(
-            message.contains("\"none\", \"dynamic\", a power of two, or a table"),
-            "{message}"
-        );
+        assert!(message.contains("\"none\", \"dynamic\", a power of two, or a table"), "{message}");
         let message = read("loss_scale = { start = 8 }").unwrap_err().to_string();
         assert!(message.contains("unknown field `start`"), "{message}");
         assert!(read("loss_scale = true").is_err());
@@ -154,19 +140,11 @@ mod tests {
 
     #[test]
     fn written_forms_are_read_back() {
-        for loss_scale in [
-            LossScale::None,
-            LossScale::Static(256.0),
-            LossScale::DYNAMIC,
-        ] {
+        for loss_scale in [LossScale::None, LossScale::Static(256.0), LossScale::DYNAMIC] {
             let text = toml::to_string(&Holder { loss_scale }).unwrap();
             assert_eq!(read(&text).unwrap(), loss_scale, "{text}");
             let json = serde_json::to_string(&loss_scale).unwrap();
-            assert_eq!(
-                serde_json::from_str::<LossScale>(&json).unwrap(),
-                loss_scale,
-                "{json}"
-            );
+            assert_eq!(serde_json::from_str::<LossScale>(&json).unwrap(), loss_scale, "{json}");
         }
     }
 
@@ -174,18 +152,8 @@ mod tests {
     fn numbers_are_checked() {
         assert_eq!(LossScale::Static(0.25).validate(), Ok(()));
         let error = LossScale::Static(1000.0).validate().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "loss scale: static scale = 1000 is not a power of two; use for example 1024"
-        );
-        assert!(
-            LossScale::Dynamic(ScalerConfig {
-                init: 3.0,
-                ..ScalerConfig::DEFAULT
-            })
-            .validate()
-            .is_err()
-        );
+        assert_eq!(error.to_string(), "loss scale: static scale = 1000 is not a power of two; use for example 1024");
+        assert!(LossScale::Dynamic(ScalerConfig { init: 3.0, ..ScalerConfig::DEFAULT }).validate().is_err());
         assert_eq!(LossScale::None.initial().to_bits(), 1f64.to_bits());
         assert_eq!(LossScale::DYNAMIC.initial().to_bits(), 65536f64.to_bits());
     }

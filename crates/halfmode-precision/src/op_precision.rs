@@ -22,10 +22,7 @@ impl OpPrecision {
     /// A storage with its natural accumulation, [`Precision::accumulate`].
     #[must_use]
     pub const fn of(storage: Precision) -> Self {
-        OpPrecision {
-            storage,
-            accumulate: storage.accumulate(),
-        }
+        OpPrecision { storage, accumulate: storage.accumulate() }
     }
 }
 
@@ -69,14 +66,8 @@ impl<'de> Visitor<'de> for OpPrecisionVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OpPrecision, A::Error> {
-        let Table {
-            storage,
-            accumulate,
-        } = Table::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(OpPrecision {
-            storage,
-            accumulate: accumulate.unwrap_or(storage.accumulate()),
-        })
+        let Table { storage, accumulate } = Table::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(OpPrecision { storage, accumulate: accumulate.unwrap_or(storage.accumulate()) })
     }
 }
 
@@ -88,57 +79,23 @@ mod tests {
     #[test]
     fn both_forms_are_read_and_written_back() {
         for (text, want) in [
-            (
-                r#""f16""#,
-                OpPrecision {
-                    storage: F16,
-                    accumulate: F32,
-                },
-            ),
-            (
-                r#""f64""#,
-                OpPrecision {
-                    storage: F64,
-                    accumulate: F64,
-                },
-            ),
-            (
-                r#"{"storage":"f32"}"#,
-                OpPrecision {
-                    storage: F32,
-                    accumulate: F32,
-                },
-            ),
-            (
-                r#"{"storage":"f32","accumulate":"f64"}"#,
-                OpPrecision {
-                    storage: F32,
-                    accumulate: F64,
-                },
-            ),
+            (r#""f16""#, OpPrecision { storage: F16, accumulate: F32 }),
+            (r#""f64""#, OpPrecision { storage: F64, accumulate: F64 }),
+            (r#"{"storage":"f32"}"#, OpPrecision { storage: F32, accumulate: F32 }),
+            (r#"{"storage":"f32","accumulate":"f64"}"#, OpPrecision { storage: F32, accumulate: F64 }),
         ] {
             let op: OpPrecision = serde_json::from_str(text).unwrap();
             assert_eq!(op, want, "{text}");
             let written = serde_json::to_string(&op).unwrap();
-            assert_eq!(
-                serde_json::from_str::<OpPrecision>(&written).unwrap(),
-                want,
-                "{written}"
-            );
+            assert_eq!(serde_json::from_str::<OpPrecision>(&written).unwrap(), want, "{written}");
         }
     }
 
     #[test]
     fn errors_name_what_is_legal() {
-        let message = |text: &str| {
-            serde_json::from_str::<OpPrecision>(text)
-                .unwrap_err()
-                .to_string()
-        };
+        let message = |text: &str| serde_json::from_str::<OpPrecision>(text).unwrap_err().to_string();
         assert!(message(r#""fp16""#).contains("unknown variant `fp16`, expected one of `f64`"));
-        assert!(
-            message(r#"{"store":"f16"}"#).contains("unknown field `store`, expected `storage`")
-        );
+        assert!(message(r#"{"store":"f16"}"#).contains("unknown field `store`, expected `storage`"));
         assert!(message("16").contains("a precision (f64, f32, bf16, f16) or a table"));
     }
 }

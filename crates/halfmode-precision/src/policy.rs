@@ -108,29 +108,18 @@ impl PrecisionPolicy {
     /// not asked for here: they have the precision of `norm`.
     #[must_use]
     pub fn saved(&self, op: &str, role: &str) -> Precision {
-        let default = if role.ends_with("_hat") {
-            self.saved_spectrum
-        } else {
-            self.saved
-        };
+        let default = if role.ends_with("_hat") { self.saved_spectrum } else { self.saved };
         if self.saved_overrides.is_empty() {
             return default;
         }
-        self.saved_overrides
-            .get(&format!("{op}.{role}"))
-            .copied()
-            .unwrap_or(default)
+        self.saved_overrides.get(&format!("{op}.{role}")).copied().unwrap_or(default)
     }
 
     /// The precision in which an op reads its weights: the compute copy if the op stores halves,
     /// else the master copy where there is one, so that f32 ops of `amp` see f32 weights.
     #[must_use]
     pub fn weights_for(&self, op: OpPrecision) -> Precision {
-        if op.storage.is_half() {
-            self.weights
-        } else {
-            self.master.unwrap_or(self.weights)
-        }
+        if op.storage.is_half() { self.weights } else { self.master.unwrap_or(self.weights) }
     }
 
     /// Checks that the policy can be executed.
@@ -144,45 +133,24 @@ impl PrecisionPolicy {
     /// - [`Error::NotPowerOfTwo`] or [`Error::ScalerRange`] for the loss scale.
     pub fn validate(&self) -> Result<(), Error> {
         if !self.format.is_half() {
-            return Err(Error::FormatNotHalf {
-                format: self.format,
-            });
+            return Err(Error::FormatNotHalf { format: self.format });
         }
-        for (
-            op,
-            OpPrecision {
-                storage,
-                accumulate,
-            },
-        ) in self.ops()
-        {
+        for (op, OpPrecision { storage, accumulate }) in self.ops() {
             if accumulate.is_half() || accumulate.bytes() < storage.bytes() {
-                return Err(Error::AccumulateTooNarrow {
-                    op,
-                    storage,
-                    accumulate,
-                });
+                return Err(Error::AccumulateTooNarrow { op, storage, accumulate });
             }
         }
         if self.weight_grad.is_half() {
             let (storage, accumulate) = (self.weights, self.weight_grad);
-            return Err(Error::AccumulateTooNarrow {
-                op: "weight_grad",
-                storage,
-                accumulate,
-            });
+            return Err(Error::AccumulateTooNarrow { op: "weight_grad", storage, accumulate });
         }
         if let Some(master) = self.master
             && master.bytes() <= self.weights.bytes()
         {
-            return Err(Error::MasterNotWider {
-                master,
-                weights: self.weights,
-            });
+            return Err(Error::MasterNotWider { master, weights: self.weights });
         }
         for key in self.saved_overrides.keys() {
-            if !matches!(key.split_once('.'), Some((op, role)) if !op.is_empty() && !role.is_empty())
-            {
+            if !matches!(key.split_once('.'), Some((op, role)) if !op.is_empty() && !role.is_empty()) {
                 return Err(Error::SavedKey { key: key.clone() });
             }
         }
@@ -194,35 +162,21 @@ impl PrecisionPolicy {
     #[must_use]
     pub fn table(&self) -> String {
         let mut rows = vec![["", "storage", "accumulate"].map(str::to_owned)];
-        rows.extend(self.ops().map(|(op, p)| {
-            [
-                op.to_owned(),
-                p.storage.to_string(),
-                p.accumulate.to_string(),
-            ]
-        }));
-        let mut storage =
-            |name: &str, value: String| rows.push([name.to_owned(), value, "-".to_owned()]);
+        rows.extend(self.ops().map(|(op, p)| [op.to_owned(), p.storage.to_string(), p.accumulate.to_string()]));
+        let mut storage = |name: &str, value: String| rows.push([name.to_owned(), value, "-".to_owned()]);
         storage("saved", self.saved.to_string());
         storage("saved_spectrum", self.saved_spectrum.to_string());
         for (key, precision) in &self.saved_overrides {
             storage(&format!("saved {key}"), precision.to_string());
         }
         storage("weights", self.weights.to_string());
-        storage(
-            "master",
-            self.master
-                .map_or_else(|| "-".to_owned(), |p| p.to_string()),
-        );
+        storage("master", self.master.map_or_else(|| "-".to_owned(), |p| p.to_string()));
         storage("moments", self.moments.to_string());
         let weight_grad = self.weight_grad.to_string();
         rows.push(["weight_grad".to_owned(), weight_grad.clone(), weight_grad]);
         let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
         let (first, second) = (width(0), width(1));
-        let mut text = format!(
-            "preset {}, compute {}, loss scale {}\n",
-            self.preset, self.compute, self.loss_scale
-        );
+        let mut text = format!("preset {}, compute {}, loss scale {}\n", self.preset, self.compute, self.loss_scale);
         for [name, storage, accumulate] in &rows {
             text.push_str(&format!("{name:first$}  {storage:second$}  {accumulate}\n"));
         }
@@ -237,11 +191,7 @@ impl PrecisionPolicy {
     /// The loss scale that goes with the tensors that carry gradients: dynamic where one of them
     /// is f16, whose smallest values gradients fall below.
     pub(crate) fn natural_loss_scale(&self) -> LossScale {
-        let carriers = [
-            self.transform.storage,
-            self.contraction.storage,
-            self.pointwise.storage,
-        ];
+        let carriers = [self.transform.storage, self.contraction.storage, self.pointwise.storage];
         if self.preset != Preset::Half && carriers.contains(&Precision::F16) {
             LossScale::DYNAMIC
         } else {
@@ -285,9 +235,7 @@ impl PrecisionPolicy {
     /// Refuses f64 beside halves, naming one field of each.
     fn validate_double(&self) -> Result<(), Error> {
         let storages = self.ops().map(|(op, p)| (op.to_owned(), p.storage));
-        let sums = self
-            .ops()
-            .map(|(op, p)| (format!("{op}.accumulate"), p.accumulate));
+        let sums = self.ops().map(|(op, p)| (format!("{op}.accumulate"), p.accumulate));
         let single = [
             ("saved", Some(self.saved)),
             ("saved_spectrum", Some(self.saved_spectrum)),
@@ -296,26 +244,15 @@ impl PrecisionPolicy {
             ("moments", Some(self.moments)),
             ("weight_grad", Some(self.weight_grad)),
         ];
-        let single = single
-            .into_iter()
-            .filter_map(|(name, p)| p.map(|p| (name.to_owned(), p)));
-        let overrides = self
-            .saved_overrides
-            .iter()
-            .map(|(key, p)| (format!("saved_overrides.\"{key}\""), *p));
-        let fields: Vec<(String, Precision)> = storages
-            .chain(sums)
-            .chain(single)
-            .chain(overrides)
-            .collect();
+        let single = single.into_iter().filter_map(|(name, p)| p.map(|p| (name.to_owned(), p)));
+        let overrides = self.saved_overrides.iter().map(|(key, p)| (format!("saved_overrides.\"{key}\""), *p));
+        let fields: Vec<(String, Precision)> = storages.chain(sums).chain(single).chain(overrides).collect();
         let double = fields.iter().find(|(_, p)| *p == Precision::F64);
         let half = fields.iter().find(|(_, p)| p.is_half());
         match (double, half) {
-            (Some((double, _)), Some((half, format))) => Err(Error::DoubleWithHalf {
-                double: double.clone(),
-                half: half.clone(),
-                format: *format,
-            }),
+            (Some((double, _)), Some((half, format))) => {
+                Err(Error::DoubleWithHalf { double: double.clone(), half: half.clone(), format: *format })
+            }
             _ => Ok(()),
         }
     }
@@ -329,11 +266,7 @@ mod tests {
     #[test]
     fn presets_are_legal_and_match_the_table() {
         for format in [F16, Bf16] {
-            let dynamic = if format == F16 {
-                LossScale::DYNAMIC
-            } else {
-                LossScale::None
-            };
+            let dynamic = if format == F16 { LossScale::DYNAMIC } else { LossScale::None };
             // spectral, dense, master, moments, loss scale
             for (preset, spectral, dense, master, moments, loss_scale) in [
                 (Preset::Full, F32, F32, None, F32, LossScale::None),
@@ -343,64 +276,27 @@ mod tests {
             ] {
                 let policy = PrecisionPolicy::preset(preset, format);
                 assert_eq!(policy.validate(), Ok(()), "{preset}");
-                let storages = [
-                    policy.transform.storage,
-                    policy.contraction.storage,
-                    policy.saved_spectrum,
-                ];
+                let storages = [policy.transform.storage, policy.contraction.storage, policy.saved_spectrum];
                 assert_eq!(storages, [spectral; 3], "{preset}");
-                assert_eq!(
-                    [policy.pointwise.storage, policy.saved, policy.weights],
-                    [dense; 3],
-                    "{preset}"
-                );
-                assert_eq!(
-                    (policy.master, policy.moments),
-                    (master, moments),
-                    "{preset}"
-                );
+                assert_eq!([policy.pointwise.storage, policy.saved, policy.weights], [dense; 3], "{preset}");
+                assert_eq!((policy.master, policy.moments), (master, moments), "{preset}");
                 assert_eq!(policy.loss_scale, loss_scale, "{preset}");
-                assert_eq!(
-                    (policy.norm, policy.loss),
-                    (OpPrecision::of(F32), OpPrecision::of(F32))
-                );
+                assert_eq!((policy.norm, policy.loss), (OpPrecision::of(F32), OpPrecision::of(F32)));
                 assert!(policy.ops().all(|(_, op)| op.accumulate == F32), "{preset}");
                 assert_eq!(policy.weight_grad, F32);
-                assert_eq!(
-                    (policy.preset, policy.format, policy.compute),
-                    (preset, format, Compute::F32)
-                );
+                assert_eq!((policy.preset, policy.format, policy.compute), (preset, format, Compute::F32));
             }
         }
-        assert_eq!(
-            PrecisionPolicy::mixed(F16),
-            PrecisionPolicy::preset(Preset::Mixed, F16)
-        );
-        assert_eq!(
-            PrecisionPolicy::full(),
-            PrecisionPolicy::preset(Preset::Full, F16)
-        );
+        assert_eq!(PrecisionPolicy::mixed(F16), PrecisionPolicy::preset(Preset::Mixed, F16));
+        assert_eq!(PrecisionPolicy::full(), PrecisionPolicy::preset(Preset::Full, F16));
     }
 
     #[test]
     fn double_is_legal_and_f64_throughout() {
         let policy = PrecisionPolicy::double();
         assert_eq!(policy.validate(), Ok(()));
-        assert!(policy.ops().all(|(_, op)| op
-            == OpPrecision {
-                storage: F64,
-                accumulate: F64
-            }));
-        assert_eq!(
-            [
-                policy.saved,
-                policy.saved_spectrum,
-                policy.weights,
-                policy.moments,
-                policy.weight_grad
-            ],
-            [F64; 5]
-        );
+        assert!(policy.ops().all(|(_, op)| op == OpPrecision { storage: F64, accumulate: F64 }));
+        assert_eq!([policy.saved, policy.saved_spectrum, policy.weights, policy.moments, policy.weight_grad], [F64; 5]);
     }
 
     #[test]
@@ -408,9 +304,7 @@ mod tests {
         let mut policy = PrecisionPolicy::preset(Preset::Amp, F16);
         assert_eq!(policy.saved("spectral_conv", "x_hat"), F32);
         assert_eq!(policy.saved("linear", "x"), F16);
-        policy
-            .saved_overrides
-            .insert("spectral_conv.x_hat".to_owned(), Bf16);
+        policy.saved_overrides.insert("spectral_conv.x_hat".to_owned(), Bf16);
         assert_eq!(policy.saved("spectral_conv", "x_hat"), Bf16);
         assert_eq!(policy.saved("other", "x_hat"), F32);
     }
@@ -418,13 +312,7 @@ mod tests {
     #[test]
     fn f32_ops_read_master_weights() {
         let amp = PrecisionPolicy::preset(Preset::Amp, F16);
-        assert_eq!(
-            (
-                amp.weights_for(amp.contraction),
-                amp.weights_for(amp.pointwise)
-            ),
-            (F32, F16)
-        );
+        assert_eq!((amp.weights_for(amp.contraction), amp.weights_for(amp.pointwise)), (F32, F16));
         let full = PrecisionPolicy::full();
         assert_eq!(full.weights_for(full.contraction), F32);
         let half = PrecisionPolicy::preset(Preset::Half, F16);
@@ -447,10 +335,7 @@ mod tests {
             "transform: sums of f16 in f16 lose bits; use accumulate = \"f32\""
         );
         assert_eq!(
-            error(|p| p.loss = OpPrecision {
-                storage: F64,
-                accumulate: F32
-            }),
+            error(|p| p.loss = OpPrecision { storage: F64, accumulate: F32 }),
             "loss: sums of f64 in f32 lose bits; use accumulate = \"f64\""
         );
         assert!(error(|p| p.weight_grad = Bf16).starts_with("weight_grad: sums of f16 in bf16"));
@@ -464,14 +349,8 @@ mod tests {
             "a f32 master copy of f32 weights adds nothing; drop the master copy or use f16 or bf16 weights"
         );
         for (key, message) in [
-            (
-                |p| p.saved_overrides = [("x_hat".to_owned(), F16)].into(),
-                "`x_hat` is not of the form",
-            ),
-            (
-                |p| p.saved_overrides = [(".x".to_owned(), F16)].into(),
-                "`.x` is not of the form",
-            ),
+            (|p| p.saved_overrides = [("x_hat".to_owned(), F16)].into(), "`x_hat` is not of the form"),
+            (|p| p.saved_overrides = [(".x".to_owned(), F16)].into(), "`.x` is not of the form"),
         ] as [(fn(&mut PrecisionPolicy), &str); 2]
         {
             assert!(error(key).contains(message), "{message}");
@@ -479,13 +358,7 @@ mod tests {
         assert!(error(|p| p.loss_scale = LossScale::Static(3.0)).contains("is not a power of two"));
         let mut double = PrecisionPolicy::double();
         double.saved_overrides.insert("linear.x".to_owned(), Bf16);
-        assert!(
-            double
-                .validate()
-                .unwrap_err()
-                .to_string()
-                .contains("saved_overrides.\"linear.x\" is bf16")
-        );
+        assert!(double.validate().unwrap_err().to_string().contains("saved_overrides.\"linear.x\" is bf16"));
     }
 
     #[test]
@@ -498,9 +371,7 @@ mod tests {
     #[test]
     fn the_table_is_aligned() {
         let mut policy = PrecisionPolicy::mixed(Bf16);
-        policy
-            .saved_overrides
-            .insert("spectral_conv.x_hat".to_owned(), F32);
+        policy.saved_overrides.insert("spectral_conv.x_hat".to_owned(), F32);
         let want = "\
 preset mixed, compute f32, loss scale none
                            storage  accumulate
@@ -522,16 +393,9 @@ weight_grad                f32      f32
 
     #[test]
     fn policies_are_written_and_read_back() {
-        for policy in [
-            PrecisionPolicy::mixed(F16),
-            PrecisionPolicy::full(),
-            PrecisionPolicy::double(),
-        ] {
+        for policy in [PrecisionPolicy::mixed(F16), PrecisionPolicy::full(), PrecisionPolicy::double()] {
             let json = serde_json::to_string(&policy).unwrap();
-            assert_eq!(
-                serde_json::from_str::<PrecisionPolicy>(&json).unwrap(),
-                policy
-            );
+            assert_eq!(serde_json::from_str::<PrecisionPolicy>(&json).unwrap(), policy);
             let text = toml::to_string(&policy).unwrap();
             assert_eq!(toml::from_str::<PrecisionPolicy>(&text).unwrap(), policy);
         }

@@ -73,14 +73,11 @@ impl FromStr for Preset {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        Preset::ALL
-            .into_iter()
-            .find(|preset| preset.name() == name)
-            .ok_or_else(|| Error::UnknownName {
-                kind: "preset",
-                name: name.to_owned(),
-                expected: "full, amp, mixed, half",
-            })
+        Preset::ALL.into_iter().find(|preset| preset.name() == name).ok_or_else(|| Error::UnknownName {
+            kind: "preset",
+            name: name.to_owned(),
+            expected: "full, amp, mixed, half",
+        })
     }
 }
 
@@ -91,11 +88,7 @@ impl FromStr for Compute {
         [Compute::F32, Compute::Tf32]
             .into_iter()
             .find(|compute| compute.name() == name)
-            .ok_or_else(|| Error::UnknownName {
-                kind: "compute",
-                name: name.to_owned(),
-                expected: "f32, tf32",
-            })
+            .ok_or_else(|| Error::UnknownName { kind: "compute", name: name.to_owned(), expected: "f32, tf32" })
     }
 }
 
@@ -107,23 +100,14 @@ mod tests {
     fn names_round_trip() {
         for preset in Preset::ALL {
             assert_eq!(preset.to_string().parse::<Preset>(), Ok(preset));
-            assert_eq!(
-                serde_json::to_string(&preset).unwrap(),
-                format!("\"{preset}\"")
-            );
+            assert_eq!(serde_json::to_string(&preset).unwrap(), format!("\"{preset}\""));
         }
         for compute in [Compute::F32, Compute::Tf32] {
             assert_eq!(compute.to_string().parse::<Compute>(), Ok(compute));
-            assert_eq!(
-                serde_json::to_string(&compute).unwrap(),
-                format!("\"{compute}\"")
-            );
+            assert_eq!(serde_json::to_string(&compute).unwrap(), format!("\"{compute}\""));
         }
         let message = "O1".parse::<Preset>().unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "unknown preset `O1`; use one of full, amp, mixed, half"
-        );
+        assert_eq!(message, "unknown preset `O1`; use one of full, amp, mixed, half");
         assert!("f16".parse::<Compute>().is_err());
     }
 }

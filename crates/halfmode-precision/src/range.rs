@@ -29,16 +29,7 @@ impl RangeStats {
     /// No values yet.
     #[must_use]
     pub const fn new(format: Format) -> Self {
-        RangeStats {
-            format,
-            n: 0,
-            n_zero: 0,
-            n_flushed: 0,
-            n_subnormal: 0,
-            n_overflow: 0,
-            n_nan: 0,
-            absmax: 0.0,
-        }
+        RangeStats { format, n: 0, n_zero: 0, n_flushed: 0, n_subnormal: 0, n_overflow: 0, n_nan: 0, absmax: 0.0 }
     }
 
     /// Counts one value.
@@ -73,11 +64,7 @@ impl RangeStats {
     /// A count as a share of all values, zero if there are none.
     #[must_use]
     pub fn share(&self, count: u64) -> f64 {
-        if self.n == 0 {
-            0.0
-        } else {
-            count as f64 / self.n as f64
-        }
+        if self.n == 0 { 0.0 } else { count as f64 / self.n as f64 }
     }
 }
 
@@ -105,19 +92,7 @@ mod tests {
 
     #[test]
     fn each_value_has_one_fate() {
-        let values = [
-            0.0,
-            -0.0,
-            1e-9,
-            -6e-8,
-            6e-5,
-            6.2e-5,
-            1.0,
-            -65504.0,
-            65520.0,
-            f64::NEG_INFINITY,
-            f64::NAN,
-        ];
+        let values = [0.0, -0.0, 1e-9, -6e-8, 6e-5, 6.2e-5, 1.0, -65504.0, 65520.0, f64::NEG_INFINITY, f64::NAN];
         let stats = Format::F16.range_stats(values.into_iter());
         let want = RangeStats {
             format: Format::F16,

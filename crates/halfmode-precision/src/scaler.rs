@@ -48,12 +48,7 @@ impl ScalerConfig {
         in_range("init", self.init, self.min, self.max)?;
         in_range("growth_factor", self.growth_factor, 2.0, f64::MAX)?;
         in_range("backoff_factor", self.backoff_factor, 0.0, 0.5)?;
-        in_range(
-            "growth_interval",
-            f64::from(self.growth_interval),
-            1.0,
-            f64::from(u32::MAX),
-        )
+        in_range("growth_interval", f64::from(self.growth_interval), 1.0, f64::from(u32::MAX))
     }
 }
 
@@ -105,13 +100,7 @@ impl DynamicScaler {
     /// # Errors
     /// As [`ScalerConfig::validate`].
     pub fn new(config: ScalerConfig) -> Result<Self, Error> {
-        let state = ScalerState {
-            scale: config.init,
-            n_finite: 0,
-            n_skipped: 0,
-            n_growths: 0,
-            n_backoffs: 0,
-        };
+        let state = ScalerState { scale: config.init, n_finite: 0, n_skipped: 0, n_growths: 0, n_backoffs: 0 };
         Self::from_state(config, state)
     }
 
@@ -123,12 +112,7 @@ impl DynamicScaler {
         config.validate()?;
         power_of_two("scale", state.scale)?;
         in_range("scale", state.scale, config.min, config.max)?;
-        in_range(
-            "n_finite",
-            f64::from(state.n_finite),
-            0.0,
-            f64::from(config.growth_interval - 1),
-        )?;
+        in_range("n_finite", f64::from(state.n_finite), 0.0, f64::from(config.growth_interval - 1))?;
         Ok(DynamicScaler { config, state })
     }
 
@@ -142,14 +126,7 @@ impl DynamicScaler {
     /// [`Error::ScaleFloor`] if the step is not finite and the scale is `min` already. The step
     /// is counted as skipped and the scale stays.
     pub fn update(&mut self, found_inf: bool) -> Result<Step, Error> {
-        let ScalerConfig {
-            growth_interval,
-            growth_factor,
-            backoff_factor,
-            min,
-            max,
-            ..
-        } = self.config;
+        let ScalerConfig { growth_interval, growth_factor, backoff_factor, min, max, .. } = self.config;
         let state = &mut self.state;
         if !found_inf {
             state.n_finite += 1;
@@ -165,11 +142,7 @@ impl DynamicScaler {
         state.n_finite = 0;
         state.n_skipped += 1;
         if state.scale <= min {
-            return Err(Error::ScaleFloor {
-                scale: state.scale,
-                min,
-                n_skipped: state.n_skipped,
-            });
+            return Err(Error::ScaleFloor { scale: state.scale, min, n_skipped: state.n_skipped });
         }
         state.scale = (state.scale * backoff_factor).max(min);
         state.n_backoffs += 1;
@@ -219,58 +192,24 @@ pub(crate) fn power_of_two(field: &'static str, value: f64) -> Result<(), Error>
     if value.is_normal() && value > 0.0 && value.to_bits() & SIGNIFICAND == 0 {
         return Ok(());
     }
-    let nearest = if value.is_normal() && value > 0.0 {
-        value.log2().round().clamp(-1022.0, 1023.0).exp2()
-    } else {
-        1.0
-    };
-    Err(Error::NotPowerOfTwo {
-        field,
-        value,
-        nearest,
-    })
+    let nearest =
+        if value.is_normal() && value > 0.0 { value.log2().round().clamp(-1022.0, 1023.0).exp2() } else { 1.0 };
+    Err(Error::NotPowerOfTwo { field, value, nearest })
 }
 
 fn in_range(field: &'static str, value: f64, low: f64, high: f64) -> Result<(), Error> {
-    if (low..=high).contains(&value) {
-        Ok(())
-    } else {
-        Err(Error::ScalerRange {
-            field,
-            value,
-            low,
-            high,
-        })
-    }
+    if (low..=high).contains(&value) { Ok(()) } else { Err(Error::ScalerRange { field, value, low, high }) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SMALL: ScalerConfig = ScalerConfig {
-        init: 8.0,
-        growth_interval: 3,
-        growth_factor: 2.0,
-        backoff_factor: 0.5,
-        min: 2.0,
-        max: 16.0,
-    };
+    const SMALL: ScalerConfig =
+        ScalerConfig { init: 8.0, growth_interval: 3, growth_factor: 2.0, backoff_factor: 0.5, min: 2.0, max: 16.0 };
 
-    fn state(
-        scale: f64,
-        n_finite: u32,
-        n_skipped: u64,
-        n_growths: u64,
-        n_backoffs: u64,
-    ) -> ScalerState {
-        ScalerState {
-            scale,
-            n_finite,
-            n_skipped,
-            n_growths,
-            n_backoffs,
-        }
+    fn state(scale: f64, n_finite: u32, n_skipped: u64, n_growths: u64, n_backoffs: u64) -> ScalerState {
+        ScalerState { scale, n_finite, n_skipped, n_growths, n_backoffs }
     }
 
     fn scaler_at(state: ScalerState) -> DynamicScaler {
@@ -279,10 +218,7 @@ mod tests {
 
     #[test]
     fn starts_at_init() {
-        assert_eq!(
-            DynamicScaler::new(SMALL).unwrap().state(),
-            state(8.0, 0, 0, 0, 0)
-        );
+        assert_eq!(DynamicScaler::new(SMALL).unwrap().state(), state(8.0, 0, 0, 0, 0));
         let default = DynamicScaler::new(ScalerConfig::default()).unwrap();
         assert_eq!(default.scale().to_bits(), 65536f64.to_bits());
     }
@@ -291,62 +227,14 @@ mod tests {
     #[test]
     fn every_transition() {
         let cases = [
-            (
-                "finite, interval not over",
-                state(8.0, 0, 0, 0, 0),
-                false,
-                Step::Apply,
-                state(8.0, 1, 0, 0, 0),
-            ),
-            (
-                "finite, interval over: grow",
-                state(8.0, 2, 0, 0, 0),
-                false,
-                Step::Apply,
-                state(16.0, 0, 0, 1, 0),
-            ),
-            (
-                "finite, interval over at max",
-                state(16.0, 2, 0, 1, 0),
-                false,
-                Step::Apply,
-                state(16.0, 0, 0, 1, 0),
-            ),
-            (
-                "not finite: back off",
-                state(8.0, 0, 0, 0, 0),
-                true,
-                Step::Skip,
-                state(4.0, 0, 1, 0, 1),
-            ),
-            (
-                "not finite: the interval restarts",
-                state(8.0, 2, 0, 0, 0),
-                true,
-                Step::Skip,
-                state(4.0, 0, 1, 0, 1),
-            ),
-            (
-                "not finite: down to min",
-                state(4.0, 1, 5, 2, 4),
-                true,
-                Step::Skip,
-                state(2.0, 0, 6, 2, 5),
-            ),
-            (
-                "finite at min",
-                state(2.0, 0, 6, 2, 5),
-                false,
-                Step::Apply,
-                state(2.0, 1, 6, 2, 5),
-            ),
-            (
-                "growth from min",
-                state(2.0, 2, 6, 2, 5),
-                false,
-                Step::Apply,
-                state(4.0, 0, 6, 3, 5),
-            ),
+            ("finite, interval not over", state(8.0, 0, 0, 0, 0), false, Step::Apply, state(8.0, 1, 0, 0, 0)),
+            ("finite, interval over: grow", state(8.0, 2, 0, 0, 0), false, Step::Apply, state(16.0, 0, 0, 1, 0)),
+            ("finite, interval over at max", state(16.0, 2, 0, 1, 0), false, Step::Apply, state(16.0, 0, 0, 1, 0)),
+            ("not finite: back off", state(8.0, 0, 0, 0, 0), true, Step::Skip, state(4.0, 0, 1, 0, 1)),
+            ("not finite: the interval restarts", state(8.0, 2, 0, 0, 0), true, Step::Skip, state(4.0, 0, 1, 0, 1)),
+            ("not finite: down to min", state(4.0, 1, 5, 2, 4), true, Step::Skip, state(2.0, 0, 6, 2, 5)),
+            ("finite at min", state(2.0, 0, 6, 2, 5), false, Step::Apply, state(2.0, 1, 6, 2, 5)),
+            ("growth from min", state(2.0, 2, 6, 2, 5), false, Step::Apply, state(4.0, 0, 6, 3, 5)),
         ];
         for (name, before, found_inf, step, after) in cases {
             let mut scaler = scaler_at(before);
@@ -359,34 +247,15 @@ mod tests {
     fn not_finite_at_the_floor_is_an_error_and_counted() {
         let mut scaler = scaler_at(state(2.0, 1, 6, 2, 5));
         let error = scaler.update(true);
-        assert_eq!(
-            error,
-            Err(Error::ScaleFloor {
-                scale: 2.0,
-                min: 2.0,
-                n_skipped: 7
-            })
-        );
+        assert_eq!(error, Err(Error::ScaleFloor { scale: 2.0, min: 2.0, n_skipped: 7 }));
         assert_eq!(scaler.state(), state(2.0, 0, 7, 2, 5));
-        assert_eq!(
-            scaler.update(true),
-            Err(Error::ScaleFloor {
-                scale: 2.0,
-                min: 2.0,
-                n_skipped: 8
-            })
-        );
+        assert_eq!(scaler.update(true), Err(Error::ScaleFloor { scale: 2.0, min: 2.0, n_skipped: 8 }));
         assert_eq!(scaler.update(false), Ok(Step::Apply), "a caller may go on");
     }
 
     #[test]
     fn large_factors_stop_at_the_limits() {
-        let config = ScalerConfig {
-            growth_factor: 16.0,
-            backoff_factor: 0.0625,
-            growth_interval: 1,
-            ..SMALL
-        };
+        let config = ScalerConfig { growth_factor: 16.0, backoff_factor: 0.0625, growth_interval: 1, ..SMALL };
         let mut scaler = DynamicScaler::new(config).unwrap();
         assert_eq!(scaler.update(false), Ok(Step::Apply));
         assert_eq!(scaler.state(), state(16.0, 0, 0, 1, 0));
@@ -400,10 +269,7 @@ mod tests {
         for found_inf in [false, false, true, false, false] {
             let _ = scaler.update(found_inf).unwrap();
         }
-        assert_eq!(
-            (scaler.n_growths(), scaler.n_backoffs(), scaler.n_skipped()),
-            (0, 1, 1)
-        );
+        assert_eq!((scaler.n_growths(), scaler.n_backoffs(), scaler.n_skipped()), (0, 1, 1));
         let _ = scaler.update(false).unwrap();
         assert_eq!(scaler.state(), state(8.0, 0, 1, 1, 1));
     }
@@ -435,62 +301,20 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(not_power(ScalerConfig { init: 3.0, ..SMALL }), "init");
-        assert_eq!(
-            not_power(ScalerConfig {
-                growth_factor: 1.5,
-                ..SMALL
-            }),
-            "growth_factor"
-        );
-        assert_eq!(
-            not_power(ScalerConfig {
-                backoff_factor: 0.0,
-                ..SMALL
-            }),
-            "backoff_factor"
-        );
+        assert_eq!(not_power(ScalerConfig { growth_factor: 1.5, ..SMALL }), "growth_factor");
+        assert_eq!(not_power(ScalerConfig { backoff_factor: 0.0, ..SMALL }), "backoff_factor");
         assert_eq!(not_power(ScalerConfig { min: -2.0, ..SMALL }), "min");
-        assert_eq!(
-            not_power(ScalerConfig {
-                max: f64::INFINITY,
-                ..SMALL
-            }),
-            "max"
-        );
+        assert_eq!(not_power(ScalerConfig { max: f64::INFINITY, ..SMALL }), "max");
         let out_of_range = |config: ScalerConfig| match config.validate() {
             Err(Error::ScalerRange { field, .. }) => field,
             other => panic!("{other:?}"),
         };
         assert_eq!(out_of_range(ScalerConfig { init: 1.0, ..SMALL }), "init");
-        assert_eq!(
-            out_of_range(ScalerConfig {
-                init: 32.0,
-                ..SMALL
-            }),
-            "init"
-        );
+        assert_eq!(out_of_range(ScalerConfig { init: 32.0, ..SMALL }), "init");
         assert_eq!(out_of_range(ScalerConfig { min: 32.0, ..SMALL }), "min");
-        assert_eq!(
-            out_of_range(ScalerConfig {
-                growth_factor: 1.0,
-                ..SMALL
-            }),
-            "growth_factor"
-        );
-        assert_eq!(
-            out_of_range(ScalerConfig {
-                backoff_factor: 1.0,
-                ..SMALL
-            }),
-            "backoff_factor"
-        );
-        assert_eq!(
-            out_of_range(ScalerConfig {
-                growth_interval: 0,
-                ..SMALL
-            }),
-            "growth_interval"
-        );
+        assert_eq!(out_of_range(ScalerConfig { growth_factor: 1.0, ..SMALL }), "growth_factor");
+        assert_eq!(out_of_range(ScalerConfig { backoff_factor: 1.0, ..SMALL }), "backoff_factor");
+        assert_eq!(out_of_range(ScalerConfig { growth_interval: 0, ..SMALL }), "growth_interval");
     }
 
     #[test]

@@ -19,10 +19,10 @@ pub use device::{CpuDevice, Device, MetaDevice, Target};
 pub use error::Error;
 pub use gemm::{Mat, MatMut};
 pub use ledger::{Ledger, MemoryStats, Purpose, Usage};
+pub use ops::Elementwise;
 pub use real::Real;
 pub use scratch::Scratch;
 pub use shape::Shape;
-pub use ops::Elementwise;
 pub use tensor::Tensor;
 pub use view::{View, ViewMut};
 

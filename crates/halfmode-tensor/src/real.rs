@@ -55,7 +55,14 @@ pub trait Real:
     /// Rounds to storage, nearest even; slices have the same length.
     fn narrow(src: &[Self], dst: &mut ViewMut<'_>);
     /// `c = keep * c + scale * a b`, `dims = (m, n, k)`; with `keep == 0`, `c` is not read.
-    fn gemm(dims: (usize, usize, usize), a: Mat<'_, Self>, b: Mat<'_, Self>, c: MatMut<'_, Self>, keep: Self, scale: Self);
+    fn gemm(
+        dims: (usize, usize, usize),
+        a: Mat<'_, Self>,
+        b: Mat<'_, Self>,
+        c: MatMut<'_, Self>,
+        keep: Self,
+        scale: Self,
+    );
     /// x := gelu(x)
     fn gelu(x: &mut [Self]);
     /// x := gelu(x), slope := gelu'(x); same length.

@@ -50,7 +50,8 @@ fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Option<Vec<T>> {
 impl Tensor {
     pub(crate) fn zeros(device: &Device, shape: Shape, dtype: DType, purpose: Purpose) -> Result<Self> {
         let too_large = || Error::TooLarge { shape: shape.clone(), dtype };
-        let scalars = shape.checked_numel().and_then(|n| n.checked_mul(dtype.domain.scalars())).ok_or_else(too_large)?;
+        let scalars =
+            shape.checked_numel().and_then(|n| n.checked_mul(dtype.domain.scalars())).ok_or_else(too_large)?;
         let bytes = scalars
             .checked_mul(dtype.precision.bytes())
             .filter(|&bytes| isize::try_from(bytes).is_ok())
@@ -63,7 +64,8 @@ impl Tensor {
             (_, Precision::F16) => zeroed(scalars).map(Storage::F16),
         };
         let live = device.ledger().stats().total.live;
-        let storage = storage.ok_or_else(|| Error::OutOfMemory { bytes, purpose, shape: shape.clone(), dtype, live })?;
+        let storage =
+            storage.ok_or_else(|| Error::OutOfMemory { bytes, purpose, shape: shape.clone(), dtype, live })?;
         Ok(Self::adopt(device, storage, bytes, shape, dtype, purpose))
     }
 

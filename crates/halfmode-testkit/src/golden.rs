@@ -17,13 +17,16 @@ impl Golden {
     /// If the file is missing or not what it should be.
     #[must_use]
     pub fn load(name: &str) -> Self {
-        let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden")).join(format!("{name}.safetensors"));
+        let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"))
+            .join(format!("{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let arrays = file.tensors().into_iter().map(|(name, tensor)| {
             let data = tensor.data();
             let values = match tensor.dtype() {
-                safetensors::Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+                safetensors::Dtype::F64 => {
+                    data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+                }
                 safetensors::Dtype::F32 => {
                     data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
                 }

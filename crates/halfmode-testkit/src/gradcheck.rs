@@ -59,7 +59,9 @@ pub fn gradcheck(device: &Device, op: &dyn Fn() -> Box<dyn Op>, inputs: &[Tensor
             let shifted = |sign: f64| {
                 let moved: Vec<f64> = x.iter().zip(&direction).map(|(x, d)| x + sign * h * d).collect();
                 let mut inputs = inputs.to_vec();
-                inputs[idx] = Tensor::from_slice(device, &moved, input.shape().clone(), Precision::F64, Purpose::Activation).unwrap();
+                inputs[idx] =
+                    Tensor::from_slice(device, &moved, input.shape().clone(), Precision::F64, Purpose::Activation)
+                        .unwrap();
                 dot(&forward(&inputs), &cotangent)
             };
             let (up, down) = (shifted(1.0), shifted(-1.0));
@@ -68,7 +70,11 @@ pub fn gradcheck(device: &Device, op: &dyn Fn() -> Box<dyn Op>, inputs: &[Tensor
             let size = grad.iter().zip(&direction).map(|(g, d)| (g * d).abs()).sum::<f64>().max(want.abs());
             // Truncation h^2 and cancellation eps |f| / h, both with room.
             let tolerance = 1e-6 * size + 1e-13 * (up.abs() + down.abs()) / h + 1e-12;
-            assert!((got - want).abs() <= tolerance, "{}: input {idx}, round {round}: {got} against {want}", op().name());
+            assert!(
+                (got - want).abs() <= tolerance,
+                "{}: input {idx}, round {round}: {got} against {want}",
+                op().name()
+            );
         }
     }
 }
@@ -91,7 +97,11 @@ pub fn adjoint(cx: &Cx, op: &dyn Fn() -> Box<dyn Op>, inputs: &[Tensor], idx: us
     let size = (dot(&out, &out) * dot(&y, &y)).sqrt().max((dot(&x, &x) * dot(&grad, &grad)).sqrt());
     let precision = inputs[idx].precision().max(out_precision(cx));
     let tolerance = 4.0 * tol(precision, n_terms) * size + 1e-300;
-    assert!((left - right).abs() <= tolerance, "{}: input {idx} in {precision}: {left} against {right} (size {size})", op().name());
+    assert!(
+        (left - right).abs() <= tolerance,
+        "{}: input {idx} in {precision}: {left} against {right} (size {size})",
+        op().name()
+    );
 }
 
 /// The coarsest precision that an op under this context stores anything in.

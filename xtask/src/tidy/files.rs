@@ -31,41 +31,21 @@ pub(super) fn list(root: &Path) -> Result<Vec<File>, Error> {
 }
 
 fn git_paths(root: &Path) -> Option<Vec<String>> {
-    let arguments = [
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ];
-    let output = Command::new("git")
-        .args(arguments)
-        .current_dir(root)
-        .output()
-        .ok()?;
+    let arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+    let output = Command::new("git").args(arguments).current_dir(root).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    output
-        .status
-        .success()
-        .then(|| text.split_terminator('\0').map(str::to_owned).collect())
+    output.status.success().then(|| text.split_terminator('\0').map(str::to_owned).collect())
 }
 
 fn walk(root: &Path) -> Result<Vec<String>, Error> {
     let (mut paths, mut folders) = (Vec::new(), vec![String::new()]);
     while let Some(folder) = folders.pop() {
         let full = root.join(&folder);
-        let error = |source| Error::Read {
-            path: full.clone(),
-            source,
-        };
+        let error = |source| Error::Read { path: full.clone(), source };
         for entry in std::fs::read_dir(&full).map_err(error)? {
             let entry = entry.map_err(error)?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let path = if folder.is_empty() {
-                name.clone()
-            } else {
-                format!("{folder}/{name}")
-            };
+            let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
             let is_folder = entry.file_type().map_err(error)?.is_dir();
             if !is_folder {
                 paths.push(path);

@@ -23,18 +23,12 @@ pub(super) struct Table(BTreeMap<String, BTreeSet<String>>);
 pub(super) fn load(root: &Path) -> Result<Table, Error> {
     let path = root.join(PAGE);
     let page = std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
-    parse(&page).map_err(|problem| Error::Graph {
-        path: PAGE,
-        problem,
-    })
+    parse(&page).map_err(|problem| Error::Graph { path: PAGE, problem })
 }
 
 fn parse(page: &str) -> Result<Table, String> {
     let mut table = Table::default();
-    let mut lines = page
-        .lines()
-        .zip(1..)
-        .skip_while(|(line, _)| line.trim() != "```crate-graph");
+    let mut lines = page.lines().zip(1..).skip_while(|(line, _)| line.trim() != "```crate-graph");
     if lines.next().is_none() {
         return Err("no fenced block ```crate-graph".to_owned());
     }
@@ -49,23 +43,14 @@ fn parse(page: &str) -> Result<Table, String> {
         if edge.is_empty() {
             continue;
         }
-        let malformed = || {
-            format!(
-                "line {number}: expected `crate -> crate, crate`, found `{}`",
-                line.trim()
-            )
-        };
+        let malformed = || format!("line {number}: expected `crate -> crate, crate`, found `{}`", line.trim());
         let (from, to) = match edge.split_once("->") {
             Some((from, to)) => (from.trim(), to.split(',').map(str::trim).collect()),
             // A crate on its own stands on nothing.
             None => (edge, Vec::new()),
         };
-        let is_name = |it: &str| {
-            !it.is_empty()
-                && it
-                    .chars()
-                    .all(|it| it.is_ascii_alphanumeric() || it == '-' || it == '_')
-        };
+        let is_name =
+            |it: &str| !it.is_empty() && it.chars().all(|it| it.is_ascii_alphanumeric() || it == '-' || it == '_');
         if !is_name(from) || !to.iter().all(|it| is_name(it)) {
             return Err(malformed());
         }
@@ -88,17 +73,13 @@ impl Table {
     fn cycle(&self) -> Option<&str> {
         let mut left = self.0.clone();
         loop {
-            let (higher, lowest): (BTreeMap<_, _>, BTreeMap<_, _>) = left
-                .iter()
-                .partition(|(_, below)| below.iter().any(|it| left.contains_key(it)));
+            let (higher, lowest): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                left.iter().partition(|(_, below)| below.iter().any(|it| left.contains_key(it)));
             if lowest.is_empty() {
                 let name = left.keys().next()?;
                 return self.0.get_key_value(name).map(|(name, _)| name.as_str());
             }
-            left = higher
-                .into_iter()
-                .map(|(name, below)| (name.clone(), below.clone()))
-                .collect();
+            left = higher.into_iter().map(|(name, below)| (name.clone(), below.clone())).collect();
         }
     }
 }
@@ -111,21 +92,13 @@ pub(super) fn check(packages: &[Package], table: &Table) -> Vec<Finding> {
     for package in packages {
         let from = package.name.as_str();
         if !table.0.contains_key(from) {
-            complain(format!(
-                "{from} is a member of the workspace and not in the crate graph"
-            ));
+            complain(format!("{from} is a member of the workspace and not in the crate graph"));
         }
-        for dependency in package
-            .dependencies
-            .iter()
-            .filter(|it| members.contains(it.name.as_str()))
-        {
+        for dependency in package.dependencies.iter().filter(|it| members.contains(it.name.as_str())) {
             let to = dependency.name.as_str();
             if to == TESTKIT {
                 if dependency.kind != Kind::Dev && !TEST_MEMBERS.contains(&from) {
-                    complain(format!(
-                        "{from} -> {to} is allowed in [dev-dependencies] only"
-                    ));
+                    complain(format!("{from} -> {to} is allowed in [dev-dependencies] only"));
                 }
             } else if !table.allows(from, to) {
                 complain(format!(
@@ -134,15 +107,10 @@ pub(super) fn check(packages: &[Package], table: &Table) -> Vec<Finding> {
             }
         }
     }
-    let named = table
-        .0
-        .iter()
-        .flat_map(|(from, to)| std::iter::once(from).chain(to));
+    let named = table.0.iter().flat_map(|(from, to)| std::iter::once(from).chain(to));
     let strangers: BTreeSet<&String> = named.filter(|it| !members.contains(it.as_str())).collect();
     for name in strangers {
-        complain(format!(
-            "{name} is in the crate graph and not a member of the workspace"
-        ));
+        complain(format!("{name} is in the crate graph and not a member of the workspace"));
     }
     findings
 }
@@ -153,29 +121,17 @@ mod tests {
     use crate::metadata::Dependency;
 
     fn package(name: &str, dependencies: &[(&str, Kind)]) -> Package {
-        let edge = |&(name, kind): &(&str, Kind)| Dependency {
-            name: name.to_owned(),
-            kind,
-        };
+        let edge = |&(name, kind): &(&str, Kind)| Dependency { name: name.to_owned(), kind };
         let dependencies = dependencies.iter().map(edge).collect();
-        Package {
-            name: name.to_owned(),
-            dependencies,
-            ..Package::default()
-        }
+        Package { name: name.to_owned(), dependencies, ..Package::default() }
     }
 
     fn block(lines: &str) -> Result<Table, String> {
-        parse(&format!(
-            "# Page\n\n```crate-graph\n{lines}\n```\n\nText.\n"
-        ))
+        parse(&format!("# Page\n\n```crate-graph\n{lines}\n```\n\nText.\n"))
     }
 
     fn problems(packages: &[Package], lines: &str) -> Vec<String> {
-        check(packages, &block(lines).unwrap())
-            .into_iter()
-            .map(|it| it.problem)
-            .collect()
+        check(packages, &block(lines).unwrap()).into_iter().map(|it| it.problem).collect()
     }
 
     #[test]
@@ -188,23 +144,11 @@ mod tests {
     #[test]
     fn a_malformed_block_is_refused() {
         assert!(parse("no block").unwrap_err().contains("no fenced block"));
-        assert!(
-            parse("```crate-graph\na -> b\n")
-                .unwrap_err()
-                .contains("no end")
-        );
+        assert!(parse("```crate-graph\na -> b\n").unwrap_err().contains("no end"));
         assert!(block("a => b").unwrap_err().contains("line 4: expected"));
         assert!(block("a -> b,").unwrap_err().contains("line 4: expected"));
-        assert!(
-            block("a -> b\na -> b")
-                .unwrap_err()
-                .contains("listed twice")
-        );
-        assert!(
-            block("a -> b\nb -> c\nc -> a\nd -> a")
-                .unwrap_err()
-                .contains("cycle")
-        );
+        assert!(block("a -> b\na -> b").unwrap_err().contains("listed twice"));
+        assert!(block("a -> b\nb -> c\nc -> a\nd -> a").unwrap_err().contains("cycle"));
         assert!(block("a -> a").unwrap_err().contains("cycle through a"));
     }
 
@@ -215,10 +159,7 @@ mod tests {
             package("b", &[("a", Kind::Normal)]),
             package("c", &[("a", Kind::Dev), ("b", Kind::Build)]),
         ];
-        assert_eq!(
-            problems(&packages, "a\nb -> a\nc -> a, b"),
-            Vec::<String>::new()
-        );
+        assert_eq!(problems(&packages, "a\nb -> a\nc -> a, b"), Vec::<String>::new());
         let found = problems(&packages, "a\nb -> a\nc -> a\nold -> a");
         assert_eq!(found.len(), 2);
         assert!(found[0].contains("c -> b") && found[1].starts_with("old is in the crate graph"));
@@ -234,9 +175,6 @@ mod tests {
             package("b", &[(TESTKIT, Kind::Normal)]),
         ];
         let found = problems(&packages, "a\nb\nhalfmode-tests\nhalfmode-testkit");
-        assert_eq!(
-            found,
-            ["b -> halfmode-testkit is allowed in [dev-dependencies] only"]
-        );
+        assert_eq!(found, ["b -> halfmode-testkit is allowed in [dev-dependencies] only"]);
     }
 }

@@ -23,11 +23,7 @@ struct Finding {
 
 impl Finding {
     fn new(path: &str, line: usize, problem: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            problem: problem.into(),
-        }
+        Self { path: path.to_owned(), line, problem: problem.into() }
     }
 }
 
@@ -57,14 +53,8 @@ pub(crate) fn run(root: &Path) -> Result<(), Error> {
         println!("{finding}");
     }
     if findings.is_empty() {
-        println!(
-            "tidy: {} crates, {} files, nothing to complain about",
-            packages.len(),
-            files.len()
-        );
+        println!("tidy: {} crates, {} files, nothing to complain about", packages.len(), files.len());
         return Ok(());
     }
-    Err(Error::Findings {
-        count: findings.len(),
-    })
+    Err(Error::Findings { count: findings.len() })
 }

@@ -12,11 +12,7 @@ const REASON: &str = "// long file: ";
 const UNSAFE_CRATE: &str = "crates/halfmode-tensor/src/";
 const UNSAFE_FILES: [&str; 2] = ["gemm.rs", "simd.rs"];
 /// Folders of machines, which no tracked file should name. Split, so that this file does not.
-const MACHINE_FOLDERS: [&str; 3] = [
-    concat!("/", "work"),
-    concat!("/", "root"),
-    concat!("/", "home"),
-];
+const MACHINE_FOLDERS: [&str; 3] = [concat!("/", "work"), concat!("/", "root"), concat!("/", "home")];
 
 /// Checks the text of the file at `path`, relative to the root of the workspace.
 pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
@@ -34,11 +30,10 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
 
 fn length(path: &str, text: &str, code: &str) -> Option<Finding> {
     let n_lines = count_lines(&without_tests(code));
-    let has_reason = text.lines().take(REASON_WITHIN).any(|it| {
-        it.trim()
-            .strip_prefix(REASON)
-            .is_some_and(|reason| !reason.trim().is_empty())
-    });
+    let has_reason = text
+        .lines()
+        .take(REASON_WITHIN)
+        .any(|it| it.trim().strip_prefix(REASON).is_some_and(|reason| !reason.trim().is_empty()));
     let problem = || {
         format!(
             "{n_lines} lines of code, more than {MAX_LINES}: split it, or say why in a comment `{REASON}…` at its top"
@@ -52,67 +47,36 @@ fn unsafe_code(path: &str, code: &str) -> Vec<Finding> {
     if path.starts_with(UNSAFE_CRATE) && UNSAFE_FILES.contains(&file) {
         return Vec::new();
     }
-    let problem = format!(
-        "`unsafe` outside of {} of halfmode-tensor",
-        UNSAFE_FILES.join(" and ")
-    );
-    lines_with_word(code, "unsafe")
-        .into_iter()
-        .map(|it| Finding::new(path, it, problem.as_str()))
-        .collect()
+    let problem = format!("`unsafe` outside of {} of halfmode-tensor", UNSAFE_FILES.join(" and "));
+    lines_with_word(code, "unsafe").into_iter().map(|it| Finding::new(path, it, problem.as_str())).collect()
 }
 
 fn unfinished(path: &str, code: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     for name in ["todo", "unimplemented"] {
         let called = format!("{name}!");
-        let lines = code
-            .lines()
-            .zip(1..)
-            .filter(|(line, _)| line.contains(&called));
-        findings.extend(
-            lines.map(|(_, number)| Finding::new(path, number, format!("`{called}` is left"))),
-        );
+        let lines = code.lines().zip(1..).filter(|(line, _)| line.contains(&called));
+        findings.extend(lines.map(|(_, number)| Finding::new(path, number, format!("`{called}` is left"))));
     }
-    let ignored = attributes(code)
-        .into_iter()
-        .filter(|(_, it)| it.starts_with("#[ignore"));
-    findings.extend(
-        ignored.map(|(line, _)| Finding::new(path, line, "an ignored test proves nothing")),
-    );
+    let ignored = attributes(code).into_iter().filter(|(_, it)| it.starts_with("#[ignore"));
+    findings.extend(ignored.map(|(line, _)| Finding::new(path, line, "an ignored test proves nothing")));
     findings
 }
 
 /// Each lint that is silenced says why.
 fn reasons(path: &str, code: &str) -> Vec<Finding> {
-    let silences = |it: &str| {
-        ["allow", "expect"]
-            .iter()
-            .any(|lint| !lines_with_word(it, lint).is_empty())
-    };
+    let silences = |it: &str| ["allow", "expect"].iter().any(|lint| !lines_with_word(it, lint).is_empty());
     let has_reason = |it: &str| !lines_with_word(it, "reason").is_empty();
-    let bare = attributes(code)
-        .into_iter()
-        .filter(|(_, it)| silences(it) && !has_reason(it));
-    bare.map(|(line, _)| Finding::new(path, line, "a lint is silenced without `reason = \"…\"`"))
-        .collect()
+    let bare = attributes(code).into_iter().filter(|(_, it)| silences(it) && !has_reason(it));
+    bare.map(|(line, _)| Finding::new(path, line, "a lint is silenced without `reason = \"…\"`")).collect()
 }
 
 /// In a crate's own sources the testkit would see a second copy of that crate.
 fn testkit(path: &str, code: &str) -> Vec<Finding> {
-    let is_library = path.starts_with("crates/")
-        && path.contains("/src/")
-        && !path.contains("halfmode-testkit/");
-    let lines = if is_library {
-        lines_with_word(code, "halfmode_testkit")
-    } else {
-        Vec::new()
-    };
+    let is_library = path.starts_with("crates/") && path.contains("/src/") && !path.contains("halfmode-testkit/");
+    let lines = if is_library { lines_with_word(code, "halfmode_testkit") } else { Vec::new() };
     let problem = "the testkit is for crates/*/tests/ and tests/ only";
-    lines
-        .into_iter()
-        .map(|it| Finding::new(path, it, problem))
-        .collect()
+    lines.into_iter().map(|it| Finding::new(path, it, problem)).collect()
 }
 
 fn machine_paths(path: &str, text: &str) -> Vec<Finding> {
@@ -120,11 +84,7 @@ fn machine_paths(path: &str, text: &str) -> Vec<Finding> {
     for (line, number) in text.lines().zip(1..) {
         for folder in MACHINE_FOLDERS {
             if names_folder(line, folder) {
-                findings.push(Finding::new(
-                    path,
-                    number,
-                    format!("a path on one machine: {folder}"),
-                ));
+                findings.push(Finding::new(path, number, format!("a path on one machine: {folder}")));
             }
         }
     }
@@ -133,12 +93,10 @@ fn machine_paths(path: &str, text: &str) -> Vec<Finding> {
 
 /// Whether `line` names `folder` as the start of an absolute path.
 fn names_folder(line: &str, folder: &str) -> bool {
-    let is_path =
-        |it: char| it.is_alphanumeric() || matches!(it, '_' | '-' | '.' | '/' | '}' | ')' | '~');
+    let is_path = |it: char| it.is_alphanumeric() || matches!(it, '_' | '-' | '.' | '/' | '}' | ')' | '~');
     let goes_on = |it: char| it.is_alphanumeric() || matches!(it, '_' | '-');
-    line.match_indices(folder).any(|(at, _)| {
-        !line[..at].ends_with(is_path) && !line[at + folder.len()..].starts_with(goes_on)
-    })
+    line.match_indices(folder)
+        .any(|(at, _)| !line[..at].ends_with(is_path) && !line[at + folder.len()..].starts_with(goes_on))
 }
 
 #[cfg(test)]
@@ -155,7 +113,8 @@ mod tests {
 
     #[test]
     fn sound_files_pass() {
-        let text = "//! Nothing unsafe here, no todo!().\n#[expect(dead_code, reason = \"later\")]\nfn f() { \"unsafe\"; }\n";
+        let text =
+            "//! Nothing unsafe here, no todo!().\n#[expect(dead_code, reason = \"later\")]\nfn f() { \"unsafe\"; }\n";
         assert_eq!(check(LIB, text), []);
     }
 
@@ -163,15 +122,9 @@ mod tests {
     fn long_files_need_a_reason() {
         let code = "fn f() {}\n".repeat(MAX_LINES + 1);
         assert_eq!(lines(LIB, &code), [0]);
-        assert_eq!(
-            lines(LIB, &format!("//! Doc.\n// long file: one table\n{code}")),
-            NONE
-        );
+        assert_eq!(lines(LIB, &format!("//! Doc.\n// long file: one table\n{code}")), NONE);
         assert_eq!(lines(LIB, &format!("// long file: \n{code}")), [0]);
-        let late = format!(
-            "{}// long file: too late\n{code}",
-            "\n".repeat(REASON_WITHIN)
-        );
+        let late = format!("{}// long file: too late\n{code}", "\n".repeat(REASON_WITHIN));
         assert_eq!(lines(LIB, &late), [0]);
         let tests = format!("fn f() {{}}\n#[cfg(test)]\nmod tests {{\n{code}}}\n");
         assert_eq!(lines(LIB, &tests), NONE);
@@ -196,17 +149,8 @@ mod tests {
     #[test]
     fn silenced_lints_have_reasons() {
         assert_eq!(lines(LIB, "#![allow(dead_code)]\n"), [1]);
-        assert_eq!(
-            lines(LIB, "\n#[cfg_attr(test, allow(\n    dead_code\n))]\n"),
-            [2]
-        );
-        assert_eq!(
-            lines(
-                LIB,
-                "#[allow(dead_code, reason = \"why\")]\n#[should_panic(expected = \"x\")]\n"
-            ),
-            NONE
-        );
+        assert_eq!(lines(LIB, "\n#[cfg_attr(test, allow(\n    dead_code\n))]\n"), [2]);
+        assert_eq!(lines(LIB, "#[allow(dead_code, reason = \"why\")]\n#[should_panic(expected = \"x\")]\n"), NONE);
     }
 
     #[test]
@@ -220,21 +164,11 @@ mod tests {
     #[test]
     fn paths_of_one_machine_are_found() {
         let [work, root, home] = MACHINE_FOLDERS;
-        for line in [
-            format!("see {work}/x"),
-            format!("\"{root}\""),
-            format!("file://{home}/me"),
-            home.to_owned(),
-        ] {
+        for line in [format!("see {work}/x"), format!("\"{root}\""), format!("file://{home}/me"), home.to_owned()] {
             let is_url = line.contains("//");
             assert_eq!(lines("README.md", &line).is_empty(), is_url, "{line}");
         }
-        for line in [
-            format!("a{work}/x"),
-            format!("{work}space"),
-            format!("~{home}"),
-            format!("..{root}/x"),
-        ] {
+        for line in [format!("a{work}/x"), format!("{work}space"), format!("~{home}"), format!("..{root}/x")] {
             assert_eq!(lines("README.md", &line), NONE, "{line}");
         }
     }

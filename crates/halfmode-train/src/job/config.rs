@@ -245,7 +245,10 @@ impl JobConfig {
         self.model.fno().validate()?;
         let policy = self.precision.resolve()?;
         if policy.compute == Compute::Tf32 {
-            return bad("precision.compute", "tf32 exists on a GPU only, and this build has no GPU backend: use \"f32\"");
+            return bad(
+                "precision.compute",
+                "tf32 exists on a GPU only, and this build has no GPU backend: use \"f32\"",
+            );
         }
         if !(1..=MAX_COUNT).contains(&self.train.epochs) {
             return bad("train.epochs", "must be between 1 and 16777216");

@@ -86,7 +86,8 @@ pub(crate) fn read_model_file(path: &Path) -> Result<(BTreeMap<String, Array>, M
         let found = version.map_or("none".to_owned(), |it| it.to_string());
         return Err(bad(format!("has format version {found}, this program reads {FORMAT_VERSION}")));
     }
-    let metadata = serde_json::from_value(metadata).map_err(|err| bad(format!("its metadata cannot be used: {err}")))?;
+    let metadata =
+        serde_json::from_value(metadata).map_err(|err| bad(format!("its metadata cannot be used: {err}")))?;
     Ok((arrays, metadata))
 }
 
@@ -158,7 +159,9 @@ impl Model {
         let mut extents = x.shape().to_vec();
         extents[1] = fno.out_channels;
         let mut out = ArrayD::zeros(IxDyn(&extents));
-        for (start, mut target) in (0..x.len_of(Axis(0))).step_by(batch.max(1)).zip(out.axis_chunks_iter_mut(Axis(0), batch.max(1))) {
+        for (start, mut target) in
+            (0..x.len_of(Axis(0))).step_by(batch.max(1)).zip(out.axis_chunks_iter_mut(Axis(0), batch.max(1)))
+        {
             let end = (start + batch.max(1)).min(x.len_of(Axis(0)));
             let mut input = x.slice_axis(Axis(0), ndarray::Slice::from(start..end)).as_standard_layout().into_owned();
             if let Some(normalisers) = &self.normalisers {
@@ -182,7 +185,11 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`Model::predict`].
-    pub fn evaluate(&self, pairs: &FieldPairs, batch: usize) -> Result<(crate::job::Evaluation, ArrayD<f32>), JobError> {
+    pub fn evaluate(
+        &self,
+        pairs: &FieldPairs,
+        batch: usize,
+    ) -> Result<(crate::job::Evaluation, ArrayD<f32>), JobError> {
         let prediction = self.predict(&pairs.x().view(), batch)?;
         let (got, want) = (prediction.as_slice().unwrap_or_default(), pairs.y().as_slice().unwrap_or_default());
         let mean = |errors: Vec<f64>| errors.iter().sum::<f64>() / errors.len().max(1) as f64;

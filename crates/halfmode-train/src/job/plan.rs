@@ -60,7 +60,12 @@ pub fn plan(config: &JobConfig, shapes: &DataShapes, threads: usize) -> Result<J
 }
 
 /// The tape's report after one forward pass of the model.
-fn saved_by_forward(config: &JobConfig, shapes: &DataShapes, batch: usize, threads: usize) -> Result<MemoryReport, JobError> {
+fn saved_by_forward(
+    config: &JobConfig,
+    shapes: &DataShapes,
+    batch: usize,
+    threads: usize,
+) -> Result<MemoryReport, JobError> {
     let device = Device::meta(Target::Cpu { threads });
     let policy = Arc::new(config.validate()?);
     let fno = Fno::new(config.model.fno().clone())?;
@@ -92,7 +97,8 @@ fn step_flops(config: &JobConfig, shapes: &DataShapes, batch: usize) -> f64 {
     let hidden = (c * model.channel_mlp_expansion).round();
     let dense = 2.0 * b * points * (c * c + 2.0 * c * hidden);
     // Forward; then again for the recomputed inverse and dense layers; then twice for backward.
-    let block = (2.0 * transform + mix + dense) + (transform + mix + dense) + (2.0 * transform + 2.0 * mix + 2.0 * dense);
+    let block =
+        (2.0 * transform + mix + dense) + (transform + mix + dense) + (2.0 * transform + 2.0 * mix + 2.0 * dense);
     let mlp = |c_in: f64, width: f64, c_out: f64| 2.0 * b * points * width * (c_in + c_out) * 4.0;
     let lifting = mlp(model.in_channels as f64 + modes.len() as f64, c * model.lifting_channel_ratio, c);
     let projection = mlp(c, c * model.projection_channel_ratio, model.out_channels as f64);

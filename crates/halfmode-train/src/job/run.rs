@@ -109,7 +109,8 @@ impl Run {
             remove_checkpoints(out)?;
             MetricsLog::create(&metrics_path)?
         };
-        let text = toml::to_string(&config).map_err(|err| JobError::Config { key: "config".to_owned(), why: err.to_string() })?;
+        let text = toml::to_string(&config)
+            .map_err(|err| JobError::Config { key: "config".to_owned(), why: err.to_string() })?;
         atomic_write(out.join("config.toml"), text.as_bytes())?;
         let environment = serde_json::to_vec_pretty(&options.environment).unwrap_or_default();
         atomic_write(out.join("environment.json"), &environment)?;
@@ -137,7 +138,11 @@ impl Run {
         observer: &mut dyn Observer,
         stop: &dyn Fn() -> Option<StopReason>,
     ) -> Result<(Summary, Option<StopReason>), JobError> {
-        let session = Session { start: Instant::now(), before: self.trainer.state().seconds, first_step: self.trainer.state().step };
+        let session = Session {
+            start: Instant::now(),
+            before: self.trainer.state().seconds,
+            first_step: self.trainer.state().step,
+        };
         let outcome = self.epochs(observer, stop, &session);
         self.trainer.state.seconds = session.seconds();
         match outcome {
@@ -310,7 +315,13 @@ impl Run {
         };
         let text = serde_json::to_vec_pretty(&summary).unwrap_or_default();
         atomic_write(self.options.out.join("summary.json"), &text)?;
-        let memory: Vec<_> = self.trainer.device().memory().iter().map(|(purpose, usage)| (purpose.name(), usage.live, usage.peak)).collect();
+        let memory: Vec<_> = self
+            .trainer
+            .device()
+            .memory()
+            .iter()
+            .map(|(purpose, usage)| (purpose.name(), usage.live, usage.peak))
+            .collect();
         let planned: Vec<_> = self.plan.memory.iter().map(|(purpose, usage)| (purpose.name(), usage.peak)).collect();
         let memory = serde_json::json!({ "purposes": memory, "planned": planned });
         atomic_write(self.options.out.join("memory.json"), memory.to_string().as_bytes())?;
@@ -404,7 +415,9 @@ fn resume(trainer: &mut Trainer, out: &Path) -> Result<TrainState, JobError> {
 fn step_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_step = |path: &PathBuf| {
-        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
     };
     let mut files: Vec<PathBuf> = entries.filter(is_step).collect();
     files.sort();

@@ -37,10 +37,8 @@ fn gather(out: &Path) -> Result<Report, JobError> {
         .into_iter()
         .map(|record| serde_json::from_value(record.into()).map_err(|err| bad(&metrics_path, err)))
         .collect::<Result<Vec<EpochRecord>, _>>()?;
-    let environment: BTreeMap<String, String> = read(&out.join("environment.json"))
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok())
-        .unwrap_or_default();
+    let environment: BTreeMap<String, String> =
+        read(&out.join("environment.json")).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let policy = config.validate()?;
     let model = config.model.fno();
     let subtitle = format!(

@@ -79,7 +79,12 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of the configuration, of data that do not fit the model, and of memory.
-    pub fn new(config: JobConfig, device: &Device, shapes: &DataShapes, data: Option<JobData>) -> Result<Self, JobError> {
+    pub fn new(
+        config: JobConfig,
+        device: &Device,
+        shapes: &DataShapes,
+        data: Option<JobData>,
+    ) -> Result<Self, JobError> {
         let policy = Arc::new(config.validate()?);
         let fno = Fno::new(config.model.fno().clone())?;
         for shape in std::iter::once(&shapes.train).chain(&shapes.tests) {
@@ -94,9 +99,11 @@ impl Trainer {
             None => (None, vec![None; shapes.tests.len()]),
         };
         let train = FieldSet::new(device, shapes.train.clone(), train, &normalisers, true)?;
-        let tests = shapes.tests.iter().zip(tests).map(|(shape, pairs)| {
-            FieldSet::new(device, shape.clone(), pairs, &normalisers, false)
-        });
+        let tests = shapes
+            .tests
+            .iter()
+            .zip(tests)
+            .map(|(shape, pairs)| FieldSet::new(device, shape.clone(), pairs, &normalisers, false));
         let tests = tests.collect::<Result<Vec<_>, _>>()?;
         let params = Params::new(device, fno.param_specs(), &policy, config.seed)?;
         let optimizer = AdamW::new(config.optimizer.adamw(), &params, &policy)?;
@@ -106,7 +113,20 @@ impl Trainer {
             _ => None,
         };
         let (device, state) = (device.clone(), TrainState::default());
-        Ok(Trainer { config, device, policy, fno, params, optimizer, scheduler, scaler, normalisers, train, tests, state })
+        Ok(Trainer {
+            config,
+            device,
+            policy,
+            fno,
+            params,
+            optimizer,
+            scheduler,
+            scaler,
+            normalisers,
+            train,
+            tests,
+            state,
+        })
     }
 
     /// The job.
@@ -291,7 +311,8 @@ impl Trainer {
     /// Samples per evaluation batch: no more points at a time than in training.
     fn eval_batch(&self, test: &FieldSet) -> usize {
         let points = |grid: &[usize]| grid.iter().product::<usize>().max(1);
-        (self.config.train.batch_size * points(&self.train.shape.grid) / points(&test.shape.grid)).clamp(1, test.shape.n.max(1))
+        (self.config.train.batch_size * points(&self.train.shape.grid) / points(&test.shape.grid))
+            .clamp(1, test.shape.n.max(1))
     }
 
     /// De-normalised predictions for test samples of these indices, flat.
@@ -364,7 +385,12 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of tensors that are missing or do not fit.
-    pub fn restore(&mut self, arrays: &BTreeMap<String, Array>, state: TrainState, normalisers: Normalisers) -> Result<(), JobError> {
+    pub fn restore(
+        &mut self,
+        arrays: &BTreeMap<String, Array>,
+        state: TrainState,
+        normalisers: Normalisers,
+    ) -> Result<(), JobError> {
         crate::load_parameters(&mut self.params, arrays)?;
         self.optimizer.load(&self.params, arrays)?;
         if let LossScale::Dynamic(config) = self.policy.loss_scale
@@ -373,7 +399,8 @@ impl Trainer {
             self.scaler = Some(DynamicScaler::from_state(config, scaler)?);
         }
         if let Some(scheduler) = state.scheduler {
-            self.scheduler = Scheduler::from_state(self.config.scheduler, self.config.optimizer.learning_rate, scheduler)?;
+            self.scheduler =
+                Scheduler::from_state(self.config.scheduler, self.config.optimizer.learning_rate, scheduler)?;
         }
         self.normalisers = normalisers;
         self.state = state;
@@ -384,7 +411,8 @@ impl Trainer {
 fn check_shape(config: &JobConfig, shape: &crate::job::FieldShape) -> Result<(), JobError> {
     let model = config.model.fno();
     let found = [&[shape.n, shape.c_in][..], &shape.grid].concat();
-    let bad = |expected: String| Err(JobError::DataShape { what: format!("data set {}", shape.label), found, expected });
+    let bad =
+        |expected: String| Err(JobError::DataShape { what: format!("data set {}", shape.label), found, expected });
     if shape.grid.len() != model.n_modes.len() {
         return bad(format!("{} spatial axes (model.n_modes has {})", model.n_modes.len(), model.n_modes.len()));
     }

@@ -34,12 +34,10 @@ impl Axis {
     /// The axis that shows all drawable `values` with a margin of `margin` of the range at both
     /// ends; without any, an axis from 0 to 1 (1 to 10, 1 to 2).
     pub(super) fn new(kind: YAxis, values: impl Iterator<Item = f64>, margin: f64) -> Self {
-        let range = values
-            .filter_map(|it| transform(kind, it))
-            .fold(None, |range, it| {
-                let (low, high): (f64, f64) = range.unwrap_or((it, it));
-                Some((low.min(it), high.max(it)))
-            });
+        let range = values.filter_map(|it| transform(kind, it)).fold(None, |range, it| {
+            let (low, high): (f64, f64) = range.unwrap_or((it, it));
+            Some((low.min(it), high.max(it)))
+        });
         let (low, high) = range.unwrap_or((0.0, 1.0));
         // Closer than this and the ticks between would be rounding errors.
         let width = high - low;
@@ -56,17 +54,9 @@ impl Axis {
                 YAxis::Log10 => 0.1,
                 YAxis::Log2 => 1.0,
             };
-            return Self {
-                kind,
-                low: low - half,
-                high: high + half,
-            };
+            return Self { kind, low: low - half, high: high + half };
         }
-        Self {
-            kind,
-            low: low - margin * width,
-            high: high + margin * width,
-        }
+        Self { kind, low: low - margin * width, high: high + margin * width }
     }
 
     /// Where `value` stands, 0 to 1 for what is in range; `None` for what cannot be drawn.
@@ -83,73 +73,44 @@ impl Axis {
         match self.kind {
             YAxis::Linear => {
                 let values = round_values(self.low, self.high, count);
-                values
-                    .into_iter()
-                    .map(|it| self.tick(it, compact(it, 6)))
-                    .collect()
+                values.into_iter().map(|it| self.tick(it, compact(it, 6))).collect()
             }
             YAxis::Log10 => self.log10_ticks(count),
             YAxis::Log2 => {
                 let whole = self.whole_steps(count).into_iter();
-                whole
-                    .map(|it| Tick {
-                        at: self.fraction(f64::from(it)),
-                        label: power_of_two(it),
-                    })
-                    .collect()
+                whole.map(|it| Tick { at: self.fraction(f64::from(it)), label: power_of_two(it) }).collect()
             }
         }
     }
 
     fn log10_ticks(&self, count: usize) -> Vec<Tick> {
         let decades = self.high - self.low;
-        let multiples: &[f64] = if decades > 3.0 {
-            &[1.0]
-        } else {
-            &[1.0, 2.0, 5.0]
-        };
+        let multiples: &[f64] = if decades > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
         let values: Vec<f64> = if decades > 3.0 {
-            self.whole_steps(count)
-                .into_iter()
-                .map(|it| 10_f64.powi(it))
-                .collect()
+            self.whole_steps(count).into_iter().map(|it| 10_f64.powi(it)).collect()
         } else {
             let exponents = self.low.floor() as i32..=self.high.ceil() as i32;
-            exponents
-                .flat_map(|exponent| multiples.iter().map(move |it| it * 10_f64.powi(exponent)))
-                .collect()
+            exponents.flat_map(|exponent| multiples.iter().map(move |it| it * 10_f64.powi(exponent))).collect()
         };
-        let in_range = |it: &f64| {
-            self.position(*it)
-                .is_some_and(|at| (0.0..=1.0).contains(&at))
-        };
+        let in_range = |it: &f64| self.position(*it).is_some_and(|at| (0.0..=1.0).contains(&at));
         let mut values: Vec<f64> = values.into_iter().filter(in_range).collect();
         if values.len() < 3 {
             // Less than a decade: round values, unevenly spaced.
             values = round_values(10_f64.powf(self.low), 10_f64.powf(self.high), count);
             values.retain(in_range);
         }
-        values
-            .into_iter()
-            .map(|it| self.tick(it, compact(it, 6)))
-            .collect()
+        values.into_iter().map(|it| self.tick(it, compact(it, 6))).collect()
     }
 
     /// Whole numbers in range, thinned to about `count`.
     fn whole_steps(&self, count: usize) -> Vec<i32> {
         let (low, high) = (self.low.ceil() as i32, self.high.floor() as i32);
         let stride = ((self.high - self.low) / count as f64).ceil().max(1.0) as i32;
-        (low.div_euclid(stride) * stride..=high)
-            .step_by(stride as usize)
-            .filter(|it| *it >= low)
-            .collect()
+        (low.div_euclid(stride) * stride..=high).step_by(stride as usize).filter(|it| *it >= low).collect()
     }
 
     fn tick(&self, value: f64, label: String) -> Tick {
-        Tick {
-            at: self.position(value).unwrap_or(0.0),
-            label,
-        }
+        Tick { at: self.position(value).unwrap_or(0.0), label }
     }
 }
 
@@ -168,11 +129,7 @@ fn transform(kind: YAxis, value: f64) -> Option<f64> {
 fn round_values(low: f64, high: f64, count: usize) -> Vec<f64> {
     let rough = (high - low) / count.max(1) as f64;
     let power = 10_f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
-        .map(|it| it * power)
-        .into_iter()
-        .find(|it| *it >= rough)
-        .unwrap_or(rough);
+    let step = [1.0, 2.0, 5.0, 10.0].map(|it| it * power).into_iter().find(|it| *it >= rough).unwrap_or(rough);
     if !(step.is_finite() && step > 0.0) {
         return vec![low];
     }
@@ -184,12 +141,8 @@ fn round_values(low: f64, high: f64, count: usize) -> Vec<f64> {
 
 fn power_of_two(exponent: i32) -> String {
     const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
-    let raised = exponent
-        .unsigned_abs()
-        .to_string()
-        .bytes()
-        .map(|it| DIGITS[usize::from(it - b'0')])
-        .collect::<String>();
+    let raised =
+        exponent.unsigned_abs().to_string().bytes().map(|it| DIGITS[usize::from(it - b'0')]).collect::<String>();
     format!("2{}{raised}", if exponent < 0 { "⁻" } else { "" })
 }
 
@@ -198,36 +151,17 @@ mod tests {
     use super::*;
 
     fn labels(kind: YAxis, values: &[f64]) -> Vec<String> {
-        Axis::new(kind, values.iter().copied(), 0.0)
-            .ticks(5)
-            .into_iter()
-            .map(|it| it.label)
-            .collect()
+        Axis::new(kind, values.iter().copied(), 0.0).ticks(5).into_iter().map(|it| it.label).collect()
     }
 
     #[test]
     fn ticks_are_round() {
         assert_eq!(labels(YAxis::Linear, &[0.0, 15.0]), ["0", "5", "10", "15"]);
-        assert_eq!(
-            labels(YAxis::Linear, &[-1.0, 1.0]),
-            ["-1", "-0.5", "0", "0.5", "1"]
-        );
-        assert_eq!(
-            labels(YAxis::Log10, &[0.01, 1.0]),
-            ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
-        );
-        assert_eq!(
-            labels(YAxis::Log10, &[1e-8, 1.0]),
-            ["1e-8", "1e-6", "0.0001", "0.01", "1"]
-        );
-        assert_eq!(
-            labels(YAxis::Log10, &[0.031, 0.039]),
-            ["0.032", "0.034", "0.036", "0.038"]
-        );
-        assert_eq!(
-            labels(YAxis::Log2, &[0.5, 8.0]),
-            ["2⁻¹", "2⁰", "2¹", "2²", "2³"]
-        );
+        assert_eq!(labels(YAxis::Linear, &[-1.0, 1.0]), ["-1", "-0.5", "0", "0.5", "1"]);
+        assert_eq!(labels(YAxis::Log10, &[0.01, 1.0]), ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]);
+        assert_eq!(labels(YAxis::Log10, &[1e-8, 1.0]), ["1e-8", "1e-6", "0.0001", "0.01", "1"]);
+        assert_eq!(labels(YAxis::Log10, &[0.031, 0.039]), ["0.032", "0.034", "0.036", "0.038"]);
+        assert_eq!(labels(YAxis::Log2, &[0.5, 8.0]), ["2⁻¹", "2⁰", "2¹", "2²", "2³"]);
     }
 
     #[test]
@@ -246,10 +180,7 @@ mod tests {
         for kind in [YAxis::Linear, YAxis::Log10, YAxis::Log2] {
             for set in sets {
                 let axis = Axis::new(kind, set.iter().copied(), 0.05);
-                assert!(
-                    axis.high > axis.low && (axis.high - axis.low).is_finite(),
-                    "{kind:?} {set:?}"
-                );
+                assert!(axis.high > axis.low && (axis.high - axis.low).is_finite(), "{kind:?} {set:?}");
                 assert!(axis.ticks(5).len() <= 20);
                 for value in set {
                     let at = axis.position(*value).unwrap_or(0.5);

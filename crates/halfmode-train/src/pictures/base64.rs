@@ -29,9 +29,7 @@ mod tests {
 
     #[test]
     fn matches_the_vectors_of_the_standard() {
-        let vectors = [
-            "", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy",
-        ];
+        let vectors = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
         for (length, want) in vectors.into_iter().enumerate() {
             assert_eq!(encode(&b"foobar"[..length]), want);
         }

@@ -20,11 +20,7 @@ pub(super) struct Canvas {
 impl Canvas {
     /// A picture of one colour.
     pub(super) fn new(width: usize, height: usize, background: Rgb) -> Self {
-        Self {
-            width,
-            height,
-            pixels: background.repeat(width * height),
-        }
+        Self { width, height, pixels: background.repeat(width * height) }
     }
 
     /// Sets one pixel.
@@ -46,10 +42,7 @@ impl Canvas {
 
     /// Draws the border of a box, one pixel wide.
     pub(super) fn outline(&mut self, [x, y]: [usize; 2], [width, height]: [usize; 2], colour: Rgb) {
-        let (right, bottom) = (
-            (x + width).saturating_sub(1),
-            (y + height).saturating_sub(1),
-        );
+        let (right, bottom) = ((x + width).saturating_sub(1), (y + height).saturating_sub(1));
         self.fill([x, y], [width, 1], colour);
         self.fill([x, bottom], [width, 1], colour);
         self.fill([x, y], [1, height], colour);
@@ -58,11 +51,7 @@ impl Canvas {
 
     /// Draws a line two pixels wide between two points.
     pub(super) fn line(&mut self, from: [f64; 2], to: [f64; 2], colour: Rgb) {
-        let steps = (to[0] - from[0])
-            .abs()
-            .max((to[1] - from[1]).abs())
-            .ceil()
-            .max(1.0);
+        let steps = (to[0] - from[0]).abs().max((to[1] - from[1]).abs()).ceil().max(1.0);
         for step in 0..=steps as usize {
             let t = step as f64 / steps;
             let at = |axis: usize| (from[axis] + t * (to[axis] - from[axis])).max(0.0) as usize;

@@ -164,9 +164,7 @@ fn draw(chart: &Chart, place: Place) -> String {
         let (x, y) = (frame.x_at(0.5), frame.y_at(0.5));
         add(
             &mut svg,
-            format_args!(
-                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">no finite values to draw</text>"
-            ),
+            format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">no finite values to draw</text>"),
         );
     }
     svg.push_str("</svg>");
@@ -176,20 +174,9 @@ fn draw(chart: &Chart, place: Place) -> String {
 fn frame(chart: &Chart, top: f64) -> Frame {
     let points = || chart.series.iter().flat_map(|it| it.points.iter().copied());
     let y = Axis::new(chart.y_axis, points().map(|(_, y)| y), 0.06);
-    let shown = points()
-        .filter(|&(_, y)| y_is_drawable(&y_axis_of(chart), y))
-        .map(|(x, _)| x);
-    let x = Axis::new(
-        YAxis::Linear,
-        shown.chain(chart.marks.at.iter().copied()),
-        0.01,
-    );
-    Frame {
-        top,
-        bottom: top + PLOT_HEIGHT,
-        x,
-        y,
-    }
+    let shown = points().filter(|&(_, y)| y_is_drawable(&y_axis_of(chart), y)).map(|(x, _)| x);
+    let x = Axis::new(YAxis::Linear, shown.chain(chart.marks.at.iter().copied()), 0.01);
+    Frame { top, bottom: top + PLOT_HEIGHT, x, y }
 }
 
 /// An axis that only tells which values it can show.
@@ -205,24 +192,12 @@ fn y_is_drawable(axis: &Axis, y: f64) -> bool {
 fn legend(chart: &Chart) -> (String, usize) {
     let y_axis = y_axis_of(chart);
     let entries = chart.series.iter().enumerate().map(|(idx, series)| {
-        let last = series
-            .points
-            .iter()
-            .rev()
-            .find(|it| y_is_drawable(&y_axis, it.1));
+        let last = series.points.iter().rev().find(|it| y_is_drawable(&y_axis, it.1));
         let value = last.map_or(String::new(), |it| format!(" · {}", compact(it.1, 4)));
-        (
-            format!("curve s{}", idx % N_COLOURS),
-            format!("{}{value}", series.name),
-        )
+        (format!("curve s{}", idx % N_COLOURS), format!("{}{value}", series.name))
     });
     let n_marks = chart.marks.at.len();
-    let marks = (n_marks > 0).then(|| {
-        (
-            "mark".to_owned(),
-            format!("{} ({n_marks})", chart.marks.name),
-        )
-    });
+    let marks = (n_marks > 0).then(|| ("mark".to_owned(), format!("{} ({n_marks})", chart.marks.name)));
     let (mut svg, mut x, mut row) = (String::new(), 16.0, 0);
     for (class, text) in entries.chain(marks) {
         let width = 24.0 + LETTER * text.chars().count() as f64 + 20.0;
@@ -248,59 +223,29 @@ fn axes(svg: &mut String, chart: &Chart, frame: &Frame) {
     for tick in frame.y.ticks(6) {
         let y = frame.y_at(tick.at);
         let (label, text_y) = (escape(&tick.label), y + 4.0);
-        add(
-            svg,
-            format_args!("<path class=\"grid\" d=\"M{LEFT} {y:.1}H{RIGHT}\"/>"),
-        );
-        add(
-            svg,
-            format_args!(
-                "<text x=\"{:.1}\" y=\"{text_y:.1}\" text-anchor=\"end\">{label}</text>",
-                LEFT - 7.0
-            ),
-        );
+        add(svg, format_args!("<path class=\"grid\" d=\"M{LEFT} {y:.1}H{RIGHT}\"/>"));
+        add(svg, format_args!("<text x=\"{:.1}\" y=\"{text_y:.1}\" text-anchor=\"end\">{label}</text>", LEFT - 7.0));
     }
     for tick in frame.x.ticks(8) {
         let x = frame.x_at(tick.at);
         let (bottom, label, text_y) = (frame.bottom, escape(&tick.label), frame.bottom + 18.0);
-        add(
-            svg,
-            format_args!("<path class=\"axis\" d=\"M{x:.1} {bottom:.1}v4\"/>"),
-        );
-        add(
-            svg,
-            format_args!(
-                "<text x=\"{x:.1}\" y=\"{text_y:.1}\" text-anchor=\"middle\">{label}</text>"
-            ),
-        );
+        add(svg, format_args!("<path class=\"axis\" d=\"M{x:.1} {bottom:.1}v4\"/>"));
+        add(svg, format_args!("<text x=\"{x:.1}\" y=\"{text_y:.1}\" text-anchor=\"middle\">{label}</text>"));
     }
     let (bottom, label_y) = (frame.bottom, frame.bottom + 38.0);
+    add(svg, format_args!("<path class=\"axis\" d=\"M{LEFT} {bottom:.1}H{RIGHT}\"/>"));
     add(
         svg,
-        format_args!("<path class=\"axis\" d=\"M{LEFT} {bottom:.1}H{RIGHT}\"/>"),
+        format_args!("<text x=\"{RIGHT}\" y=\"{label_y:.1}\" text-anchor=\"end\">{}</text>", escape(&chart.x_label)),
     );
-    add(
-        svg,
-        format_args!(
-            "<text x=\"{RIGHT}\" y=\"{label_y:.1}\" text-anchor=\"end\">{}</text>",
-            escape(&chart.x_label)
-        ),
-    );
-    add(
-        svg,
-        format_args!(
-            "<text x=\"{RIGHT}\" y=\"24\" text-anchor=\"end\">{}</text>",
-            escape(&chart.y_label)
-        ),
-    );
+    add(svg, format_args!("<text x=\"{RIGHT}\" y=\"24\" text-anchor=\"end\">{}</text>", escape(&chart.y_label)));
 }
 
 /// Draws a curve; `false` if it has no drawable point.
 fn curve(svg: &mut String, series: &Series, idx: usize, line: Line, frame: &Frame) -> bool {
     let class = idx % N_COLOURS;
     // Colours return after six curves; their dashes differ.
-    let dashes =
-        ["", " stroke-dasharray=\"6 4\"", " stroke-dasharray=\"2 4\""][idx / N_COLOURS % 3];
+    let dashes = ["", " stroke-dasharray=\"6 4\"", " stroke-dasharray=\"2 4\""][idx / N_COLOURS % 3];
     let points: Vec<_> = series.points.iter().map(|it| frame.point(*it)).collect();
     let mut path = String::new();
     for run in points.split(Option::is_none) {
@@ -317,20 +262,12 @@ fn curve(svg: &mut String, series: &Series, idx: usize, line: Line, frame: &Fram
             add(&mut path, format_args!("M{x:.1} {y:.1}h0.1"));
         }
     }
-    add(
-        svg,
-        format_args!("<path class=\"curve s{class}\"{dashes} d=\"{path}\"/>"),
-    );
+    add(svg, format_args!("<path class=\"curve s{class}\"{dashes} d=\"{path}\"/>"));
     let n_drawable = points.iter().flatten().count();
     if n_drawable <= MAX_DOTS && line == Line::Straight || n_drawable == 1 {
         for (point, pixel) in series.points.iter().zip(&points) {
             let Some((x, y)) = pixel else { continue };
-            let tip = escape(&format!(
-                "{} at {}: {}",
-                series.name,
-                compact(point.0, 6),
-                compact(point.1, 5)
-            ));
+            let tip = escape(&format!("{} at {}: {}", series.name, compact(point.0, 6), compact(point.1, 5)));
             add(
                 svg,
                 format_args!(
@@ -350,13 +287,7 @@ fn marks(svg: &mut String, marks: &Marks, frame: &Frame) {
         };
         let pixel = x.round() as i64;
         if drawn_at != Some(pixel) {
-            add(
-                svg,
-                format_args!(
-                    "<path class=\"mark\" d=\"M{x:.1} {:.1}v-12\"/>",
-                    frame.bottom
-                ),
-            );
+            add(svg, format_args!("<path class=\"mark\" d=\"M{x:.1} {:.1}v-12\"/>", frame.bottom));
             drawn_at = Some(pixel);
         }
     }
@@ -402,10 +333,7 @@ mod tests {
     }
 
     fn series(points: &[(f64, f64)]) -> Series {
-        Series {
-            name: "train".to_owned(),
-            points: points.to_vec(),
-        }
+        Series { name: "train".to_owned(), points: points.to_vec() }
     }
 
     /// Every tag closed in order, every number finite.
@@ -426,11 +354,7 @@ mod tests {
 
     #[test]
     fn a_curve_has_path_dots_legend_and_ticks() {
-        let svg = curves_svg(&chart(vec![series(&[
-            (1.0, 0.5),
-            (2.0, 0.05),
-            (3.0, 0.0163),
-        ])]));
+        let svg = curves_svg(&chart(vec![series(&[(1.0, 0.5), (2.0, 0.05), (3.0, 0.0163)])]));
         assert_sound(&svg);
         assert!(svg.contains("train · 0.0163"));
         assert_eq!(svg.matches("<circle").count(), 3);
@@ -456,16 +380,8 @@ mod tests {
         for y_axis in [YAxis::Linear, YAxis::Log10, YAxis::Log2] {
             for line in [Line::Straight, Line::Steps] {
                 for set in sets {
-                    let marks = Marks {
-                        name: "skipped".to_owned(),
-                        at: vec![0.5, nan],
-                    };
-                    assert_sound(&curves_svg(&Chart {
-                        y_axis,
-                        line,
-                        marks,
-                        ..chart(vec![series(set)])
-                    }));
+                    let marks = Marks { name: "skipped".to_owned(), at: vec![0.5, nan] };
+                    assert_sound(&curves_svg(&Chart { y_axis, line, marks, ..chart(vec![series(set)]) }));
                 }
             }
         }
@@ -475,24 +391,9 @@ mod tests {
 
     #[test]
     fn gaps_split_the_path() {
-        let svg = curves_svg(&chart(vec![series(&[
-            (1.0, 0.5),
-            (2.0, 0.4),
-            (3.0, f64::NAN),
-            (4.0, 0.3),
-            (5.0, 0.2),
-        ])]));
-        let path = svg
-            .split("<path class=\"curve s0\" d=\"")
-            .nth(2)
-            .unwrap()
-            .split('"')
-            .next()
-            .unwrap();
-        assert_eq!(
-            (path.matches('M').count(), path.matches('L').count()),
-            (2, 2)
-        );
+        let svg = curves_svg(&chart(vec![series(&[(1.0, 0.5), (2.0, 0.4), (3.0, f64::NAN), (4.0, 0.3), (5.0, 0.2)])]));
+        let path = svg.split("<path class=\"curve s0\" d=\"").nth(2).unwrap().split('"').next().unwrap();
+        assert_eq!((path.matches('M').count(), path.matches('L').count()), (2, 2));
     }
 
     #[test]
@@ -511,10 +412,7 @@ mod tests {
         let mut steps = chart(vec![series(&[(0.0, 65536.0), (10.0, 32768.0)])]);
         steps.y_axis = YAxis::Log2;
         steps.line = Line::Steps;
-        steps.marks = Marks {
-            name: "skipped steps".to_owned(),
-            at: vec![10.0, 10.0, 4.0],
-        };
+        steps.marks = Marks { name: "skipped steps".to_owned(), at: vec![10.0, 10.0, 4.0] };
         let svg = curves_svg(&steps);
         assert_sound(&svg);
         assert!(svg.contains("skipped steps (3)") && svg.contains("2¹⁵") && svg.contains("2¹⁶"));
@@ -524,10 +422,7 @@ mod tests {
     #[test]
     fn names_are_escaped() {
         let hostile = "</svg><script>\"&'";
-        let mut hostile_chart = chart(vec![Series {
-            name: hostile.to_owned(),
-            points: vec![(1.0, 1.0)],
-        }]);
+        let mut hostile_chart = chart(vec![Series { name: hostile.to_owned(), points: vec![(1.0, 1.0)] }]);
         hostile_chart.title = hostile.to_owned();
         hostile_chart.x_label = hostile.to_owned();
         hostile_chart.y_label = hostile.to_owned();

@@ -25,10 +25,7 @@ mod tests {
 
     #[test]
     fn markup_and_control_characters_are_disarmed() {
-        assert_eq!(
-            escape("<a href='x' b=\"y\">&\n"),
-            "&lt;a href=&#39;x&#39; b=&quot;y&quot;&gt;&amp;\n"
-        );
+        assert_eq!(escape("<a href='x' b=\"y\">&\n"), "&lt;a href=&#39;x&#39; b=&quot;y&quot;&gt;&amp;\n");
         assert_eq!(escape("a\u{0}b\u{1b}"), "a\u{fffd}b\u{fffd}");
         assert_eq!(escape("‖u‖ ≤ ½"), "‖u‖ ≤ ½");
     }

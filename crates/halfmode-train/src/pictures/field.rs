@@ -35,24 +35,13 @@ impl<'a> Field<'a> {
     pub fn central(data: &'a [f32], shape: &[usize]) -> Result<Self, Error> {
         check(data, shape)?;
         match *shape {
-            [n] => Ok(Self {
-                data,
-                shape: [1, n],
-            }),
-            [rows, columns] => Ok(Self {
-                data,
-                shape: [rows, columns],
-            }),
+            [n] => Ok(Self { data, shape: [1, n] }),
+            [rows, columns] => Ok(Self { data, shape: [rows, columns] }),
             [slices, rows, columns] => {
                 let start = slices / 2 * rows * columns;
-                Ok(Self {
-                    data: &data[start..start + rows * columns],
-                    shape: [rows, columns],
-                })
+                Ok(Self { data: &data[start..start + rows * columns], shape: [rows, columns] })
             }
-            _ => Err(Error::Shape {
-                shape: shape.to_vec(),
-            }),
+            _ => Err(Error::Shape { shape: shape.to_vec() }),
         }
     }
 
@@ -103,36 +92,13 @@ pub struct Panel<'a> {
 ///
 /// # Errors
 /// [`Error::Mismatch`] if truth and prediction differ in shape; as [`panel_png`] otherwise.
-pub fn prediction_png(
-    input: Field<'_>,
-    truth: Field<'_>,
-    prediction: Field<'_>,
-) -> Result<Vec<u8>, Error> {
+pub fn prediction_png(input: Field<'_>, truth: Field<'_>, prediction: Field<'_>) -> Result<Vec<u8>, Error> {
     let error = abs_difference(truth, prediction)?;
     panel_png(&[
-        Panel {
-            label: "input",
-            field: input,
-            scale: Scale::Own,
-        },
-        Panel {
-            label: "truth",
-            field: truth,
-            scale: Scale::Shared(0),
-        },
-        Panel {
-            label: "prediction",
-            field: prediction,
-            scale: Scale::Shared(0),
-        },
-        Panel {
-            label: "|error|",
-            field: Field {
-                data: &error,
-                shape: truth.shape,
-            },
-            scale: Scale::Magnitude,
-        },
+        Panel { label: "input", field: input, scale: Scale::Own },
+        Panel { label: "truth", field: truth, scale: Scale::Shared(0) },
+        Panel { label: "prediction", field: prediction, scale: Scale::Shared(0) },
+        Panel { label: "|error|", field: Field { data: &error, shape: truth.shape }, scale: Scale::Magnitude },
     ])
 }
 
@@ -142,17 +108,9 @@ pub fn prediction_png(
 /// [`Error::Mismatch`] if the shapes differ.
 pub fn abs_difference(truth: Field<'_>, prediction: Field<'_>) -> Result<Vec<f32>, Error> {
     if truth.shape != prediction.shape {
-        return Err(Error::Mismatch {
-            truth: truth.shape,
-            prediction: prediction.shape,
-        });
+        return Err(Error::Mismatch { truth: truth.shape, prediction: prediction.shape });
     }
-    Ok(prediction
-        .data
-        .iter()
-        .zip(truth.data)
-        .map(|(p, t)| (p - t).abs())
-        .collect())
+    Ok(prediction.data.iter().zip(truth.data).map(|(p, t)| (p - t).abs()).collect())
 }
 
 /// Draws panels side by side and returns the bytes of a PNG file.
@@ -185,13 +143,7 @@ pub fn panel_png(panels: &[Panel<'_>]) -> Result<Vec<u8>, Error> {
         } else {
             draw_field(&mut canvas, panel, limits, [left, top], size);
         }
-        draw_bar(
-            &mut canvas,
-            panel,
-            limits,
-            [left, bar_top],
-            size[0].max(MIN_COLUMN),
-        );
+        draw_bar(&mut canvas, panel, limits, [left, bar_top], size[0].max(MIN_COLUMN));
         left += column + GAP;
     }
     canvas.png()
@@ -221,19 +173,11 @@ const MIN_SHORT_SIDE: usize = 64;
 const LINE_SIZE: [usize; 2] = [320, 200];
 
 fn check(data: &[f32], shape: &[usize]) -> Result<(), Error> {
-    let expected = shape
-        .iter()
-        .try_fold(1_usize, |product, &n| product.checked_mul(n));
+    let expected = shape.iter().try_fold(1_usize, |product, &n| product.checked_mul(n));
     match expected {
-        Some(0) => Err(Error::Shape {
-            shape: shape.to_vec(),
-        }),
+        Some(0) => Err(Error::Shape { shape: shape.to_vec() }),
         Some(expected) if expected == data.len() => Ok(()),
-        _ => Err(Error::Length {
-            shape: shape.to_vec(),
-            expected: expected.unwrap_or(usize::MAX),
-            found: data.len(),
-        }),
+        _ => Err(Error::Length { shape: shape.to_vec(), expected: expected.unwrap_or(usize::MAX), found: data.len() }),
     }
 }
 
@@ -269,18 +213,10 @@ fn zooms(shape: [usize; 2]) -> [Zoom; 2] {
     shape.map(|n| {
         if longer > MAX_SIDE {
             let factor = longer.div_ceil(MAX_SIDE);
-            if n / factor >= MIN_SHORT_SIDE {
-                Zoom::Out(factor)
-            } else {
-                thread(n)
-            }
+            if n / factor >= MIN_SHORT_SIDE { Zoom::Out(factor) } else { thread(n) }
         } else {
             let factor = MIN_SIDE.div_ceil(longer);
-            if n * factor >= MIN_SHORT_SIDE {
-                Zoom::In(factor)
-            } else {
-                thread(n)
-            }
+            if n * factor >= MIN_SHORT_SIDE { Zoom::In(factor) } else { thread(n) }
         }
     })
 }
@@ -302,16 +238,11 @@ fn drawn_size(field: &Field<'_>) -> [usize; 2] {
 fn limits(panel: &Panel<'_>, panels: &[Panel<'_>]) -> Option<(f32, f32)> {
     let range = panels
         .iter()
-        .filter(|it| {
-            std::ptr::eq(*it, panel)
-                || matches!(panel.scale, Scale::Shared(_)) && it.scale == panel.scale
-        })
+        .filter(|it| std::ptr::eq(*it, panel) || matches!(panel.scale, Scale::Shared(_)) && it.scale == panel.scale)
         .flat_map(|it| it.field.data)
         .filter(|it| it.is_finite())
         .fold(None, |range: Option<(f32, f32)>, &value| {
-            Some(range.map_or((value, value), |(min, max)| {
-                (min.min(value), max.max(value))
-            }))
+            Some(range.map_or((value, value), |(min, max)| (min.min(value), max.max(value))))
         });
     match panel.scale {
         Scale::Magnitude => range.map(|(_, max)| (0.0, max.max(0.0))),
@@ -337,11 +268,7 @@ fn colour(position: Option<f64>, scale: Scale) -> Rgb {
     let Some(position) = position else {
         return NOT_FINITE;
     };
-    let gradient = if scale == Scale::Magnitude {
-        colorous::MAGMA
-    } else {
-        colorous::VIRIDIS
-    };
+    let gradient = if scale == Scale::Magnitude { colorous::MAGMA } else { colorous::VIRIDIS };
     gradient.eval_continuous(position).as_array()
 }
 
@@ -359,42 +286,20 @@ fn draw_field(
         for x in 0..size[0] {
             let columns = column_zoom.values(x, field.shape[1]);
             let count = rows.len() * columns.len();
-            let cells = rows
-                .clone()
-                .flat_map(|row| columns.clone().map(move |column| (row, column)));
-            let sum: f64 = cells
-                .map(|(row, column)| f64::from(field.at(row, column)))
-                .sum();
+            let cells = rows.clone().flat_map(|row| columns.clone().map(move |column| (row, column)));
+            let sum: f64 = cells.map(|(row, column)| f64::from(field.at(row, column))).sum();
             let value = (sum / count as f64) as f32;
-            canvas.set(
-                corner[0] + x,
-                corner[1] + y,
-                colour(position(value, limits, panel.scale), panel.scale),
-            );
+            canvas.set(corner[0] + x, corner[1] + y, colour(position(value, limits, panel.scale), panel.scale));
         }
     }
 }
 
-fn draw_line(
-    canvas: &mut Canvas,
-    panel: &Panel<'_>,
-    limits: Option<(f32, f32)>,
-    corner: [usize; 2],
-    size: [usize; 2],
-) {
+fn draw_line(canvas: &mut Canvas, panel: &Panel<'_>, limits: Option<(f32, f32)>, corner: [usize; 2], size: [usize; 2]) {
     let inner = [size[0] - 12, size[1] - 12];
     let values = panel.field.data;
-    let ink = if panel.scale == Scale::Magnitude {
-        ERROR_LINE
-    } else {
-        LINE
-    };
+    let ink = if panel.scale == Scale::Magnitude { ERROR_LINE } else { LINE };
     let x_of = |idx: usize| {
-        let t = if values.len() > 1 {
-            idx as f64 / (values.len() - 1) as f64
-        } else {
-            0.5
-        };
+        let t = if values.len() > 1 { idx as f64 / (values.len() - 1) as f64 } else { 0.5 };
         (corner[0] + 6) as f64 + t * (inner[0] - 1) as f64
     };
     let mut previous = None;
@@ -406,10 +311,7 @@ fn draw_line(
             previous = None;
             continue;
         };
-        let point = [
-            x,
-            (corner[1] + 6) as f64 + (1.0 - t) * (inner[1] - 1) as f64,
-        ];
+        let point = [x, (corner[1] + 6) as f64 + (1.0 - t) * (inner[1] - 1) as f64];
         canvas.line(previous.unwrap_or(point), point, ink);
         previous = Some(point);
     }
@@ -418,24 +320,12 @@ fn draw_line(
 
 /// The colour bar with the numbers at its ends and, between them, how many values have no colour.
 /// A line has no colours: it gets its range in words.
-fn draw_bar(
-    canvas: &mut Canvas,
-    panel: &Panel<'_>,
-    limits: Option<(f32, f32)>,
-    corner: [usize; 2],
-    width: usize,
-) {
+fn draw_bar(canvas: &mut Canvas, panel: &Panel<'_>, limits: Option<(f32, f32)>, corner: [usize; 2], width: usize) {
     let number = |value: f32| compact(f64::from(value), 4);
     let n_bad = panel.field.data.iter().filter(|it| !it.is_finite()).count();
-    let bad = if n_bad > 0 {
-        format!("{n_bad} nan")
-    } else {
-        String::new()
-    };
+    let bad = if n_bad > 0 { format!("{n_bad} nan") } else { String::new() };
     let (low, high, below) = if panel.field.is_line() {
-        let range = limits.map_or(String::new(), |(min, max)| {
-            format!("{} to {}", number(min), number(max))
-        });
+        let range = limits.map_or(String::new(), |(min, max)| format!("{} to {}", number(min), number(max)));
         (range, String::new(), corner[1])
     } else {
         for x in 0..width {
@@ -444,22 +334,13 @@ fn draw_bar(
                 Some(constant) if max <= min => constant,
                 _ => along,
             });
-            canvas.fill(
-                [corner[0] + x, corner[1]],
-                [1, BAR_HEIGHT],
-                colour(t, panel.scale),
-            );
+            canvas.fill([corner[0] + x, corner[1]], [1, BAR_HEIGHT], colour(t, panel.scale));
         }
-        let (low, high) =
-            limits.map_or_else(Default::default, |(min, max)| (number(min), number(max)));
+        let (low, high) = limits.map_or_else(Default::default, |(min, max)| (number(min), number(max)));
         (low, high, corner[1] + BAR_HEIGHT + PAD)
     };
     canvas.text([corner[0], below], &low, INK);
-    canvas.text(
-        [corner[0] + width.saturating_sub(text_width(&high)), below],
-        &high,
-        INK,
-    );
+    canvas.text([corner[0] + width.saturating_sub(text_width(&high)), below], &high, INK);
     let free = width.saturating_sub(text_width(&low) + text_width(&high) + 2 * WORD_GAP);
     if text_width(&bad) <= free {
         let left = corner[0] + text_width(&low) + WORD_GAP + (free - text_width(&bad)) / 2;
@@ -472,14 +353,8 @@ fn cut(label: &str, width: usize) -> String {
     if text_width(label) <= width {
         return label.to_owned();
     }
-    let n_fitting = (0..label.chars().count())
-        .rev()
-        .find(|&n| text_width(&"m".repeat(n + 2)) <= width);
-    label
-        .chars()
-        .take(n_fitting.unwrap_or(0))
-        .chain("..".chars())
-        .collect()
+    let n_fitting = (0..label.chars().count()).rev().find(|&n| text_width(&"m".repeat(n + 2)) <= width);
+    label.chars().take(n_fitting.unwrap_or(0)).chain("..".chars()).collect()
 }
 
 #[cfg(test)]
@@ -495,11 +370,7 @@ mod tests {
     impl Decoded {
         fn at(&self, x: usize, y: usize) -> Rgb {
             let start = 3 * (y * self.width + x);
-            [
-                self.pixels[start],
-                self.pixels[start + 1],
-                self.pixels[start + 2],
-            ]
+            [self.pixels[start], self.pixels[start + 1], self.pixels[start + 2]]
         }
 
         fn count(&self, colour: Rgb) -> usize {
@@ -508,30 +379,17 @@ mod tests {
     }
 
     fn decode(file: &[u8]) -> Decoded {
-        let mut reader = png::Decoder::new(std::io::Cursor::new(file))
-            .read_info()
-            .unwrap();
+        let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         let info = reader.next_frame(&mut pixels).unwrap();
         assert_eq!(info.color_type, png::ColorType::Rgb);
-        Decoded {
-            width: info.width as usize,
-            height: info.height as usize,
-            pixels,
-        }
+        Decoded { width: info.width as usize, height: info.height as usize, pixels }
     }
 
     const TOP: usize = MARGIN + TEXT_HEIGHT + PAD;
 
     fn one(field: Field<'_>, scale: Scale) -> Decoded {
-        decode(
-            &panel_png(&[Panel {
-                label: "x",
-                field,
-                scale,
-            }])
-            .unwrap(),
-        )
+        decode(&panel_png(&[Panel { label: "x", field, scale }]).unwrap())
     }
 
     #[test]
@@ -543,10 +401,7 @@ mod tests {
         let file = prediction_png(field(&truth), field(&truth), field(&prediction)).unwrap();
         let image = decode(&file);
         assert_eq!(image.width, 2 * MARGIN + 4 * 256 + 3 * GAP);
-        assert_eq!(
-            image.height,
-            TOP + 256 + PAD + BAR_HEIGHT + PAD + TEXT_HEIGHT + MARGIN
-        );
+        assert_eq!(image.height, TOP + 256 + PAD + BAR_HEIGHT + PAD + TEXT_HEIGHT + MARGIN);
         let left = |panel: usize| MARGIN + panel * (256 + GAP);
         let viridis = |t| colorous::VIRIDIS.eval_continuous(t).as_array();
         let magma = |t| colorous::MAGMA.eval_continuous(t).as_array();
@@ -568,14 +423,8 @@ mod tests {
         let image = one(Field::new(&data, [2, 2]).unwrap(), Scale::Own);
         assert_eq!(image.at(MARGIN, TOP), NOT_FINITE);
         assert_eq!(image.at(MARGIN, TOP + 255), NOT_FINITE);
-        assert_eq!(
-            image.at(MARGIN + 255, TOP),
-            colorous::VIRIDIS.eval_continuous(0.0).as_array()
-        );
-        assert_eq!(
-            image.at(MARGIN + 255, TOP + 255),
-            colorous::VIRIDIS.eval_continuous(1.0).as_array()
-        );
+        assert_eq!(image.at(MARGIN + 255, TOP), colorous::VIRIDIS.eval_continuous(0.0).as_array());
+        assert_eq!(image.at(MARGIN + 255, TOP + 255), colorous::VIRIDIS.eval_continuous(1.0).as_array());
     }
 
     #[test]
@@ -586,10 +435,7 @@ mod tests {
         let constant = one(Field::new(&[7.5; 9], [3, 3]).unwrap(), Scale::Own);
         assert!(constant.count(middle) >= 258 * 258);
         let zero = one(Field::new(&[0.0; 9], [3, 3]).unwrap(), Scale::Magnitude);
-        assert_eq!(
-            zero.at(MARGIN, TOP),
-            colorous::MAGMA.eval_continuous(0.0).as_array()
-        );
+        assert_eq!(zero.at(MARGIN, TOP), colorous::MAGMA.eval_continuous(0.0).as_array());
         let huge = [f32::MIN, f32::MAX, 0.0, 0.0];
         let huge = one(Field::new(&huge, [2, 2]).unwrap(), Scale::Own);
         assert_eq!(huge.at(MARGIN, TOP + 255), middle);
@@ -614,20 +460,12 @@ mod tests {
         let data: Vec<f32> = (0..1026 * 1026).map(|it| (it % 2) as f32).collect();
         let image = one(Field::new(&data, [1026, 1026]).unwrap(), Scale::Own);
         assert_eq!(image.width, 2 * MARGIN + 513);
-        assert_eq!(
-            image.at(MARGIN, TOP),
-            colorous::VIRIDIS.eval_continuous(0.5).as_array()
-        );
+        assert_eq!(image.at(MARGIN, TOP), colorous::VIRIDIS.eval_continuous(0.5).as_array());
     }
 
     #[test]
     fn lines_are_drawn_for_one_axis() {
-        for data in [
-            vec![1.0],
-            vec![f32::NAN; 5],
-            vec![3.0; 7],
-            (0..4000).map(|it| it as f32).collect(),
-        ] {
+        for data in [vec![1.0], vec![f32::NAN; 5], vec![3.0; 7], (0..4000).map(|it| it as f32).collect()] {
             let field = Field::central(&data, &[data.len()]).unwrap();
             let image = one(field, Scale::Own);
             assert_eq!(image.width, 2 * MARGIN + LINE_SIZE[0]);
@@ -646,27 +484,11 @@ mod tests {
     #[test]
     fn what_cannot_be_drawn_is_an_error() {
         assert!(matches!(panel_png(&[]), Err(Error::NoPanels)));
-        assert!(matches!(
-            Field::new(&[1.0], [1, 2]),
-            Err(Error::Length {
-                expected: 2,
-                found: 1,
-                ..
-            })
-        ));
+        assert!(matches!(Field::new(&[1.0], [1, 2]), Err(Error::Length { expected: 2, found: 1, .. })));
         assert!(matches!(Field::new(&[], [0, 2]), Err(Error::Shape { .. })));
-        assert!(matches!(
-            Field::central(&[1.0], &[1, 1, 1, 1]),
-            Err(Error::Shape { .. })
-        ));
-        assert!(matches!(
-            Field::new(&[1.0], [usize::MAX, 2]),
-            Err(Error::Length { .. })
-        ));
-        let (a, b) = (
-            Field::new(&[1.0, 2.0], [1, 2]).unwrap(),
-            Field::new(&[1.0, 2.0], [2, 1]).unwrap(),
-        );
+        assert!(matches!(Field::central(&[1.0], &[1, 1, 1, 1]), Err(Error::Shape { .. })));
+        assert!(matches!(Field::new(&[1.0], [usize::MAX, 2]), Err(Error::Length { .. })));
+        let (a, b) = (Field::new(&[1.0, 2.0], [1, 2]).unwrap(), Field::new(&[1.0, 2.0], [2, 1]).unwrap());
         assert!(matches!(abs_difference(a, b), Err(Error::Mismatch { .. })));
     }
 

@@ -25,12 +25,7 @@ pub(super) fn glyph(character: char) -> Vec<(usize, usize)> {
         let mut covered = Vec::new();
         for (y, row) in rows.iter().enumerate() {
             let cells = row.bytes().skip(idx * ADVANCE).take(WIDTH);
-            covered.extend(
-                cells
-                    .enumerate()
-                    .filter(|&(_, cell)| cell == b'#')
-                    .map(|(x, _)| (x, y)),
-            );
+            covered.extend(cells.enumerate().filter(|&(_, cell)| cell == b'#').map(|(x, _)| (x, y)));
         }
         return covered;
     }

@@ -37,11 +37,7 @@ pub(super) fn bytes(count: u64) -> String {
         value /= 1024.0;
         unit = next;
     }
-    if unit == UNITS[0] {
-        format!("{count} B")
-    } else {
-        format!("{value:.1} {unit}")
-    }
+    if unit == UNITS[0] { format!("{count} B") } else { format!("{value:.1} {unit}") }
 }
 
 /// A duration as a person says it: `0.42 s`, `37.2 s`, `4 min 12 s`, `2 h 03 min`.
@@ -57,19 +53,11 @@ pub(super) fn duration(seconds: f64) -> String {
     }
     let whole = seconds.round() as u64;
     let (hours, minutes, rest) = (whole / 3600, whole / 60 % 60, whole % 60);
-    if hours == 0 {
-        format!("{minutes} min {rest:02} s")
-    } else {
-        format!("{hours} h {minutes:02} min")
-    }
+    if hours == 0 { format!("{minutes} min {rest:02} s") } else { format!("{hours} h {minutes:02} min") }
 }
 
 fn trim_zeros(text: &str) -> &str {
-    if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        text
-    }
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }
 
 #[cfg(test)]

@@ -116,15 +116,9 @@ pub fn report_html(report: &Report) -> String {
         header(report),
         tiles(report),
         section("Curves", &charts(&report.curves)),
-        section(
-            "Predictions",
-            &report.panels.iter().map(figure).collect::<String>(),
-        ),
+        section("Predictions", &report.panels.iter().map(figure).collect::<String>()),
         section("Errors by resolution", &evaluation(&report.evaluation)),
-        section(
-            "Loss scale and skipped steps",
-            &report.loss_scale.as_ref().map_or(String::new(), loss_scale),
-        ),
+        section("Loss scale and skipped steps", &report.loss_scale.as_ref().map_or(String::new(), loss_scale)),
         section("Memory by purpose", &memory(report)),
         section("Time", &time(report)),
         section("Run", &facts(&report.facts)),
@@ -186,11 +180,7 @@ fn header(report: &Report) -> String {
     };
     let paragraph = |class: &str, text: &str| {
         let text = escape(text);
-        if text.is_empty() {
-            text
-        } else {
-            format!("<p class=\"{class}\">{text}</p>\n")
-        }
+        if text.is_empty() { text } else { format!("<p class=\"{class}\">{text}</p>\n") }
     };
     format!(
         "<header>\n<h1>{}<span class=\"badge {class}\">{word}</span></h1>\n{}{}</header>\n",
@@ -207,9 +197,7 @@ fn verdict(report: &Report) -> String {
         format!("{} {how}at {}", compact(it.l2, 4), it.resolution)
     });
     let errors: Vec<String> = errors.collect();
-    let time = report
-        .seconds
-        .map_or(String::new(), |it| format!(" after {}", duration(it)));
+    let time = report.seconds.map_or(String::new(), |it| format!(" after {}", duration(it)));
     let Some((last, others)) = errors.split_last() else {
         return match report.outcome {
             Outcome::Finished => format!("Finished{time}, not evaluated."),
@@ -217,11 +205,7 @@ fn verdict(report: &Report) -> String {
             Outcome::Diverged => format!("Diverged{time}, before an evaluation."),
         };
     };
-    let list = if others.is_empty() {
-        last.clone()
-    } else {
-        format!("{} and {last}", others.join(", "))
-    };
+    let list = if others.is_empty() { last.clone() } else { format!("{} and {last}", others.join(", ")) };
     format!("Relative L2 test error {list}{time}.")
 }
 
@@ -229,10 +213,7 @@ fn tiles(report: &Report) -> String {
     let mut tiles: Vec<(String, String)> = Vec::new();
     for it in &report.evaluation {
         let how = if it.zero_shot { ", zero-shot" } else { "" };
-        tiles.push((
-            compact(it.l2, 4),
-            format!("relative L2 at {}{how}", it.resolution),
-        ));
+        tiles.push((compact(it.l2, 4), format!("relative L2 at {}{how}", it.resolution)));
     }
     if let Some(seconds) = report.seconds {
         tiles.push((duration(seconds), "wall time".to_owned()));
@@ -241,38 +222,23 @@ fn tiles(report: &Report) -> String {
         tiles.push((bytes(total.peak), "peak memory in tensors".to_owned()));
     }
     if let Some(scale) = &report.loss_scale {
-        let end = scale.scale.last().map_or(String::new(), |it| {
-            format!("; final loss scale {}", compact(it.1, 6))
-        });
-        tiles.push((
-            scale.skipped.len().to_string(),
-            format!("skipped steps{end}"),
-        ));
+        let end = scale.scale.last().map_or(String::new(), |it| format!("; final loss scale {}", compact(it.1, 6)));
+        tiles.push((scale.skipped.len().to_string(), format!("skipped steps{end}")));
     }
     if tiles.is_empty() {
         return String::new();
     }
     let tile = |(value, text): &(String, String)| {
-        format!(
-            "<div class=\"tile\"><b>{}</b><span>{}</span></div>\n",
-            escape(value),
-            escape(text)
-        )
+        format!("<div class=\"tile\"><b>{}</b><span>{}</span></div>\n", escape(value), escape(text))
     };
-    format!(
-        "<div class=\"tiles\">\n{}</div>\n",
-        tiles.iter().map(tile).collect::<String>()
-    )
+    format!("<div class=\"tiles\">\n{}</div>\n", tiles.iter().map(tile).collect::<String>())
 }
 
 fn charts(charts: &[Chart]) -> String {
     if charts.is_empty() {
         return String::new();
     }
-    let drawn: Vec<String> = charts
-        .iter()
-        .map(|it| format!("<div>{}</div>", inline_svg(it)))
-        .collect();
+    let drawn: Vec<String> = charts.iter().map(|it| format!("<div>{}</div>", inline_svg(it))).collect();
     format!("<div class=\"charts\">\n{}\n</div>", drawn.join("\n"))
 }
 
@@ -290,16 +256,9 @@ fn evaluation(rows: &[Evaluation]) -> String {
     }
     let row = |it: &Evaluation| {
         let h1 = it.h1.map_or("–".to_owned(), |it| compact(it, 4));
-        let how = if it.zero_shot {
-            "zero-shot"
-        } else {
-            "as trained"
-        };
+        let how = if it.zero_shot { "zero-shot" } else { "as trained" };
         let numbers = numbers(&[compact(it.l2, 4), h1, it.n_samples.to_string()]);
-        format!(
-            "<tr><td>{}</td>{numbers}<td>{how}</td></tr>\n",
-            escape(&it.resolution)
-        )
+        format!("<tr><td>{}</td>{numbers}<td>{how}</td></tr>\n", escape(&it.resolution))
     };
     format!(
         "<table>\n<tr><th>grid</th><th class=\"n\">relative L2</th><th class=\"n\">relative H1</th>\
@@ -315,61 +274,32 @@ fn loss_scale(history: &LossScale) -> String {
         y_label: "loss scale".to_owned(),
         y_axis: YAxis::Log2,
         line: Line::Steps,
-        series: vec![Series {
-            name: "loss scale".to_owned(),
-            points: history.scale.clone(),
-        }],
-        marks: Marks {
-            name: "skipped steps".to_owned(),
-            at: history.skipped.clone(),
-        },
+        series: vec![Series { name: "loss scale".to_owned(), points: history.scale.clone() }],
+        marks: Marks { name: "skipped steps".to_owned(), at: history.skipped.clone() },
     };
     let note = match history.skipped.as_slice() {
         [] => "No step was skipped.".to_owned(),
         steps if steps.len() <= 20 => {
             let list: Vec<String> = steps.iter().map(|it| compact(*it, 9)).collect();
-            format!(
-                "Skipped because a gradient was not finite: {}.",
-                list.join(", ")
-            )
+            format!("Skipped because a gradient was not finite: {}.", list.join(", "))
         }
-        steps => format!(
-            "{} steps were skipped because a gradient was not finite.",
-            steps.len()
-        ),
+        steps => format!("{} steps were skipped because a gradient was not finite.", steps.len()),
     };
-    format!(
-        "{}<p class=\"note\">{}</p>",
-        charts(&[chart]),
-        escape(&note)
-    )
+    format!("{}<p class=\"note\">{}</p>", charts(&[chart]), escape(&note))
 }
 
 fn memory(report: &Report) -> String {
     if report.memory.is_empty() && report.memory_total.is_none() {
         return String::new();
     }
-    let largest = report
-        .memory
-        .iter()
-        .map(|it| it.peak)
-        .max()
-        .unwrap_or(0)
-        .max(1);
+    let largest = report.memory.iter().map(|it| it.peak).max().unwrap_or(0).max(1);
     let cells = |it: &MemoryRow| {
         let planned = it.planned.map_or("–".to_owned(), bytes);
-        format!(
-            "<td>{}</td>{}",
-            escape(&it.purpose),
-            numbers(&[bytes(it.live), bytes(it.peak), planned])
-        )
+        format!("<td>{}</td>{}", escape(&it.purpose), numbers(&[bytes(it.live), bytes(it.peak), planned]))
     };
     let row = |it: &MemoryRow| {
         let share = 100.0 * it.peak as f64 / largest as f64;
-        format!(
-            "<tr>{}<td class=\"bar\"><i style=\"width:{share:.1}%\"></i></td></tr>\n",
-            cells(it)
-        )
+        format!("<tr>{}<td class=\"bar\"><i style=\"width:{share:.1}%\"></i></td></tr>\n", cells(it))
     };
     let total = |it: &MemoryRow| format!("<tr class=\"total\">{}<td></td></tr>\n", cells(it));
     format!(
@@ -385,87 +315,45 @@ fn time(report: &Report) -> String {
     if report.time.is_empty() {
         return String::new();
     }
-    let sum: f64 = report
-        .time
-        .iter()
-        .map(|it| it.1)
-        .filter(|it| it.is_finite())
-        .sum();
+    let sum: f64 = report.time.iter().map(|it| it.1).filter(|it| it.is_finite()).sum();
     let whole = report.seconds.unwrap_or(sum).max(f64::MIN_POSITIVE);
     let row = |(name, seconds): &(String, f64)| {
-        let share = if seconds.is_finite() {
-            (100.0 * seconds / whole).clamp(0.0, 100.0)
-        } else {
-            0.0
-        };
+        let share = if seconds.is_finite() { (100.0 * seconds / whole).clamp(0.0, 100.0) } else { 0.0 };
         let numbers = numbers(&[duration(*seconds), format!("{share:.0} %")]);
         let bar = format!("<td class=\"bar\"><i style=\"width:{share:.1}%\"></i></td>");
         format!("<tr><td>{}</td>{numbers}{bar}</tr>\n", escape(name))
     };
-    format!(
-        "<table>\n{}</table>",
-        report.time.iter().map(row).collect::<String>()
-    )
+    format!("<table>\n{}</table>", report.time.iter().map(row).collect::<String>())
 }
 
 fn facts(facts: &[(String, String)]) -> String {
     if facts.is_empty() {
         return String::new();
     }
-    let row = |(name, value): &(String, String)| {
-        format!(
-            "<tr><th>{}</th><td>{}</td></tr>\n",
-            escape(name),
-            escape(value)
-        )
-    };
-    format!(
-        "<table>\n{}</table>",
-        facts.iter().map(row).collect::<String>()
-    )
+    let row =
+        |(name, value): &(String, String)| format!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), escape(value));
+    format!("<table>\n{}</table>", facts.iter().map(row).collect::<String>())
 }
 
 fn table(table: &Table) -> String {
     if table.rows.is_empty() {
         return String::new();
     }
-    let n_columns = table
-        .rows
-        .iter()
-        .map(Vec::len)
-        .max()
-        .unwrap_or(0)
-        .max(table.header.len());
+    let n_columns = table.rows.iter().map(Vec::len).max().unwrap_or(0).max(table.header.len());
     let cells = |tag: &str, row: &[String]| -> String {
         let text = |idx: usize| row.get(idx).map_or(String::new(), |it| escape(it));
-        (0..n_columns)
-            .map(|idx| format!("<{tag}>{}</{tag}>", text(idx)))
-            .collect()
+        (0..n_columns).map(|idx| format!("<{tag}>{}</{tag}>", text(idx))).collect()
     };
-    let body: String = table
-        .rows
-        .iter()
-        .map(|it| format!("<tr>{}</tr>\n", cells("td", it)))
-        .collect();
-    format!(
-        "<table>\n<tr>{}</tr>\n{body}</table>",
-        cells("th", &table.header)
-    )
+    let body: String = table.rows.iter().map(|it| format!("<tr>{}</tr>\n", cells("td", it))).collect();
+    format!("<table>\n<tr>{}</tr>\n{body}</table>", cells("th", &table.header))
 }
 
 fn numbers(values: &[String]) -> String {
-    values
-        .iter()
-        .map(|it| format!("<td class=\"n\">{}</td>", escape(it)))
-        .collect()
+    values.iter().map(|it| format!("<td class=\"n\">{}</td>", escape(it))).collect()
 }
 
 fn preformatted(text: &str) -> String {
-    if text.trim().is_empty() {
-        String::new()
-    } else {
-        format!("<pre>{}</pre>", escape(text))
-    }
+    if text.trim().is_empty() { String::new() } else { format!("<pre>{}</pre>", escape(text)) }
 }
 
 #[cfg(test)]
@@ -473,10 +361,7 @@ mod tests {
     use super::*;
 
     fn strings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs
-            .iter()
-            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
-            .collect()
+        pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
     }
 
     fn sample(text: &str) -> Report {
@@ -506,36 +391,17 @@ mod tests {
             ],
             facts: strings(&[(text, text)]),
             precision,
-            memory: vec![MemoryRow {
-                purpose: text.to_owned(),
-                live: 0,
-                peak: 86_016,
-                planned: Some(86_016),
-            }],
-            memory_total: Some(MemoryRow {
-                purpose: "total".to_owned(),
-                live: 10,
-                peak: 1 << 20,
-                planned: None,
-            }),
+            memory: vec![MemoryRow { purpose: text.to_owned(), live: 0, peak: 86_016, planned: Some(86_016) }],
+            memory_total: Some(MemoryRow { purpose: "total".to_owned(), live: 10, peak: 1 << 20, planned: None }),
             time: vec![(text.to_owned(), 12.0), ("never".to_owned(), f64::NAN)],
             seconds: Some(252.0),
             curves: vec![Chart {
                 title: text.to_owned(),
-                series: vec![Series {
-                    name: text.to_owned(),
-                    points,
-                }],
+                series: vec![Series { name: text.to_owned(), points }],
                 ..Chart::default()
             }],
-            panels: vec![Image {
-                caption: text.to_owned(),
-                png: vec![1, 2, 3],
-            }],
-            loss_scale: Some(LossScale {
-                scale: vec![(0.0, 65536.0), (9.0, 32768.0)],
-                skipped: vec![9.0],
-            }),
+            panels: vec![Image { caption: text.to_owned(), png: vec![1, 2, 3] }],
+            loss_scale: Some(LossScale { scale: vec![(0.0, 65536.0), (9.0, 32768.0)], skipped: vec![9.0] }),
             config: text.to_owned(),
             environment: strings(&[("rustc", text)]),
         }
@@ -546,11 +412,7 @@ mod tests {
         let mut open = Vec::new();
         for tag in html.split('<').skip(1) {
             let (tag, _) = tag.split_once('>').unwrap();
-            let name = tag
-                .trim_start_matches('/')
-                .split([' ', '/'])
-                .next()
-                .unwrap();
+            let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
             if tag.starts_with('/') {
                 assert_eq!(open.pop(), Some(name));
             } else if !tag.ends_with('/') && !["!doctype", "meta", "img"].contains(&name) {
@@ -564,7 +426,11 @@ mod tests {
     fn says_what_the_run_reached() {
         let html = report_html(&sample("darcy"));
         assert_closed(&html);
-        assert!(html.contains("Relative L2 test error 0.0161 at 64 × 64 and 0.0164 zero-shot at 128 × 128 after 4 min 12 s."));
+        assert!(
+            html.contains(
+                "Relative L2 test error 0.0161 at 64 × 64 and 0.0164 zero-shot at 128 × 128 after 4 min 12 s."
+            )
+        );
         for part in [
             "84.0 KiB",
             "1.0 MiB",
@@ -580,15 +446,10 @@ mod tests {
     #[test]
     fn needs_nothing_outside_itself() {
         let html = report_html(&sample("darcy"));
-        for outside in [
-            "http:", "https:", "//", "<script", "<link", "<iframe", "@import", "url(",
-        ] {
+        for outside in ["http:", "https:", "//", "<script", "<link", "<iframe", "@import", "url("] {
             assert!(!html.contains(outside), "{outside} in the report");
         }
-        assert_eq!(
-            html.matches("src=").count(),
-            html.matches("src=\"data:").count()
-        );
+        assert_eq!(html.matches("src=").count(), html.matches("src=\"data:").count());
     }
 
     #[test]
@@ -604,10 +465,7 @@ mod tests {
         let html = report_html(&Report::default());
         assert_closed(&html);
         assert!(!html.contains("<section") && html.contains("not evaluated"));
-        let diverged = Report {
-            outcome: Outcome::Diverged,
-            ..Report::default()
-        };
+        let diverged = Report { outcome: Outcome::Diverged, ..Report::default() };
         assert!(report_html(&diverged).contains("Diverged, before an evaluation."));
     }
 }

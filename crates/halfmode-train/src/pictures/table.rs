@@ -12,10 +12,7 @@ pub struct Table {
 impl Table {
     /// A table with these column titles and no rows.
     pub fn new<const N: usize>(header: [&str; N]) -> Self {
-        Self {
-            header: header.map(str::to_owned).to_vec(),
-            rows: Vec::new(),
-        }
+        Self { header: header.map(str::to_owned).to_vec(), rows: Vec::new() }
     }
 
     /// Appends a row.
