@@ -20,7 +20,9 @@ pub enum Schedule {
     },
     /// `eta_min + (lr₀ − eta_min) (1 + cos(π · epoch / t_max)) / 2`
     Cosine {
-        /// Epochs from the first learning rate to the last, at least 1.
+        /// Epochs from the first learning rate to the last; 0 in a configuration: all of the training,
+        /// see [`Schedule::over`].
+        #[serde(default)]
         t_max: u64,
         /// The last learning rate.
         #[serde(default)]
@@ -88,6 +90,15 @@ impl Schedule {
                 check(at_least_0(threshold), "threshold", threshold, "a share")?;
                 check(at_least_0(min_lr), "min_lr", min_lr, "a learning rate")
             }
+        }
+    }
+
+    /// The schedule of a training of `epochs`: a cosine without a length of its own takes all of it.
+    #[must_use]
+    pub fn over(self, epochs: u64) -> Self {
+        match self {
+            Schedule::Cosine { t_max: 0, eta_min } => Schedule::Cosine { t_max: epochs.max(1), eta_min },
+            other => other,
         }
     }
 

@@ -23,7 +23,16 @@ fn doctor_says_what_there_is() {
 fn plan_compares_with_full() {
     let folder = Folder::tiny("plan");
     let object = folder.json("plan tiny.toml --memory 1GiB");
-    let keys = ["n_parameters", "step_flops", "configured", "full", "peak_activation_ratio", "saved", "memory_bytes", "largest_batch"];
+    let keys = [
+        "n_parameters",
+        "step_flops",
+        "configured",
+        "full",
+        "peak_activation_ratio",
+        "saved",
+        "memory_bytes",
+        "largest_batch",
+    ];
     has_keys(&object, &keys);
     has_keys(&object["configured"], &["peak_bytes", "peak_activation_bytes", "by_purpose", "saved_bytes"]);
     assert_eq!((&object["memory_bytes"], &object["largest_batch"]), (&json!(1 << 30), &json!(8)));
@@ -50,8 +59,16 @@ fn bench_step_measures_what_plan_says() {
     let folder = Folder::tiny("bench");
     let object = folder.json("bench step tiny.toml --iterations 4 --warmup 1");
     let keys = [
-        "step_ms", "p10_ms", "p90_ms", "samples_per_s", "peak_bytes", "planned_peak_bytes", "peak_activation_bytes",
-        "peak_rss_bytes", "device_peak_bytes", "n_parameters",
+        "step_ms",
+        "p10_ms",
+        "p90_ms",
+        "samples_per_s",
+        "peak_bytes",
+        "planned_peak_bytes",
+        "peak_activation_bytes",
+        "peak_rss_bytes",
+        "device_peak_bytes",
+        "n_parameters",
     ];
     has_keys(&object, &keys);
     let number = |key: &str| object[key].as_f64().unwrap();
@@ -116,7 +133,9 @@ fn a_trained_model_evaluates_and_predicts() {
     let full = folder.json("eval runs/tiny --precision full");
     assert_eq!(full["precision"], "full");
     assert!((l2(&full) / l2(&object) - 1.0).abs() < 0.02);
-    assert!(folder.run("eval runs/tiny/checkpoints/best --resolution 16 --precision mixed:bf16").ok().stdout.contains("L2"));
+    assert!(
+        folder.run("eval runs/tiny/checkpoints/best --resolution 16 --precision mixed:bf16").ok().stdout.contains("L2")
+    );
     folder.run("eval runs/tiny --resolution 2").exits(3).says(&["resolution 2", "the model keeps"]);
     folder.run("eval runs/tiny --resolution 99999").exits(3);
 

@@ -11,7 +11,12 @@ fn unknown_keys_name_the_nearest_and_their_line() {
     let wrong = |from: &str, to: &str| folder.write("wrong.toml", &common::TINY.replace(from, to));
     wrong("n_modes", "n_mode");
     let done = folder.run("train wrong.toml").exits(3);
-    done.says(&["unknown key `n_mode`", "wrong.toml:12: model.n_mode", "nearest known key is `n_modes`", "help: halfmode plan"]);
+    done.says(&[
+        "unknown key `n_mode`",
+        "wrong.toml:12: model.n_mode",
+        "nearest known key is `n_modes`",
+        "help: halfmode plan",
+    ]);
     wrong("n_train", "n_trian");
     folder.run("plan wrong.toml").exits(3).says(&["wrong.toml:5: data.n_trian", "`n_train`"]);
     wrong("kind = \"fno\"", "kind = \"fnoo\"");
@@ -33,7 +38,9 @@ fn unknown_keys_name_the_nearest_and_their_line() {
 #[test]
 fn bad_set_is_a_configuration_error() {
     let folder = Folder::tiny("set");
-    for set in ["train.epochs", "train.epochs=x", "train.epochs=0", "model.n_modes=[0,4]", "train.epoch=3", "=", "seed.x=1"] {
+    for set in
+        ["train.epochs", "train.epochs=x", "train.epochs=0", "model.n_modes=[0,4]", "train.epoch=3", "=", "seed.x=1"]
+    {
         let done = folder.run(&format!("plan tiny.toml --set {set}")).exits(3);
         done.says(&[&format!("--set {set}"), "help: halfmode"]);
     }
@@ -84,7 +91,9 @@ fn missing_and_strange_files() {
 #[test]
 fn usage() {
     let folder = Folder::new("usage");
-    for line in ["", "trian", "train", "train darcy --threads -1", "train darcy --seed x", "plan darcy --memory big", "bench"] {
+    for line in
+        ["", "trian", "train", "train darcy --threads -1", "train darcy --seed x", "plan darcy --memory big", "bench"]
+    {
         folder.run(line).exits(2);
     }
     folder.run("train darcy --resume --force").exits(2);

@@ -220,7 +220,8 @@ impl OptimizerConfig {
 const MAX_COUNT: u64 = 1 << 24;
 
 impl JobConfig {
-    /// The job of `halfmode train darcy`: neuraloperator's Darcy design at 64x64 in mixed precision.
+    /// The job of `halfmode train darcy`: neuraloperator's Darcy design at 64x64 in mixed precision, with a
+    /// cosine schedule (`docs/decisions/0005-cosine-schedule-for-darcy.md`).
     #[must_use]
     pub fn darcy() -> Self {
         let mut fno = FnoConfig::new(&[32, 32], 32);
@@ -232,7 +233,7 @@ impl JobConfig {
             precision: PrecisionConfig::default(),
             train: TrainConfig { loss: LossKind::H1, ..TrainConfig::default() },
             optimizer: OptimizerConfig { learning_rate: 5e-3, ..OptimizerConfig::default() },
-            scheduler: Schedule::Step { step_size: 5, gamma: 0.5 },
+            scheduler: Schedule::Cosine { t_max: 0, eta_min: 0.0 },
         }
     }
 
@@ -286,7 +287,7 @@ impl JobConfig {
             return bad("data.test", "needs at least one file");
         }
         self.optimizer.adamw().validate()?;
-        self.scheduler.validate()?;
+        self.scheduler.over(self.train.epochs).validate()?;
         Ok(policy)
     }
 }

@@ -112,6 +112,15 @@ impl Model {
         let bad = |why: String| JobError::ModelFile { path: path.to_owned(), why };
         let policy = Arc::new(precision.unwrap_or(&metadata.precision).resolve()?);
         let fno = Fno::new(metadata.config.fno().clone()).map_err(|err| bad(err.to_string()))?;
+        // Before anything is allocated: metadata may claim any size.
+        for spec in fno.param_specs() {
+            let expected = [&spec.file_shape[..], if spec.complex { &[2] } else { &[] }].concat();
+            let found = arrays.get(&spec.name).map(|array| &array.shape);
+            if found != Some(&expected) {
+                let found = found.map_or("nothing".to_owned(), |shape| format!("shape {shape:?}"));
+                return Err(bad(format!("tensor `{}` should have shape {expected:?}, found {found}", spec.name)));
+            }
+        }
         let mut params = Params::new(device, fno.param_specs(), &policy, 0)?;
         load_parameters(&mut params, &arrays).map_err(|err| bad(err.to_string()))?;
         let (config, normalisers) = (metadata.config, metadata.normalisers);

@@ -7,9 +7,16 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Mean relative L2 error over samples, on de-normalised fields.
+    #[serde(deserialize_with = "nan_from_null")]
     pub l2: f64,
     /// Mean relative H1 error over samples.
+    #[serde(deserialize_with = "nan_from_null")]
     pub h1: f64,
+}
+
+/// JSON writes numbers that are not finite as null.
+fn nan_from_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// One line of `metrics.jsonl`.
@@ -20,6 +27,7 @@ pub struct EpochRecord {
     /// Steps done since the start, skipped ones included.
     pub step: u64,
     /// Mean training loss per sample over the steps that were applied.
+    #[serde(deserialize_with = "nan_from_null")]
     pub loss: f64,
     /// By resolution.
     pub eval: BTreeMap<String, Evaluation>,

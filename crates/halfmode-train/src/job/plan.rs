@@ -52,6 +52,10 @@ pub fn plan(config: &JobConfig, shapes: &DataShapes, threads: usize) -> Result<J
     trainer.step(&batch)?;
     let step = device.memory();
     trainer.evaluate_all()?;
+    if config.train.epochs > 1 {
+        // Later epochs train while the tables of all test grids live.
+        trainer.step(&batch)?;
+    }
     let memory = device.memory();
     let saved = saved_by_forward(config, shapes, batch.len(), threads)?;
     let n_parameters = trainer.params().n_scalars();

@@ -114,7 +114,12 @@ impl Run {
         atomic_write(out.join("config.toml"), text.as_bytes())?;
         let environment = serde_json::to_vec_pretty(&options.environment).unwrap_or_default();
         atomic_write(out.join("environment.json"), &environment)?;
-        Ok(Run { trainer, plan, options, metrics, eval: BTreeMap::new(), peak_activation_bytes: 0, peak_bytes: 0 })
+        // A resumed run keeps the peaks of its earlier sessions.
+        let earlier = std::fs::read(out.join("summary.json")).ok().filter(|_| options.resume);
+        let earlier = earlier.and_then(|text| serde_json::from_slice::<Summary>(&text).ok());
+        let (peak_activation_bytes, peak_bytes) =
+            earlier.map_or((0, 0), |summary| (summary.peak_activation_bytes, summary.peak_bytes));
+        Ok(Run { trainer, plan, options, metrics, eval: BTreeMap::new(), peak_activation_bytes, peak_bytes })
     }
 
     /// What planning said.
@@ -217,7 +222,8 @@ impl Run {
                 self.trainer.state.best = metric;
             }
             let every = self.trainer.config().train.checkpoint_every;
-            if is_best || record.epoch.is_multiple_of(every) || record.epoch == n_epochs {
+            // An epoch whose errors are not finite is no place to go on from.
+            if metric.is_some() && (is_best || record.epoch.is_multiple_of(every) || record.epoch == n_epochs) {
                 self.save(session)?;
             }
             if is_best {

@@ -107,7 +107,7 @@ impl Trainer {
         let tests = tests.collect::<Result<Vec<_>, _>>()?;
         let params = Params::new(device, fno.param_specs(), &policy, config.seed)?;
         let optimizer = AdamW::new(config.optimizer.adamw(), &params, &policy)?;
-        let scheduler = Scheduler::new(config.scheduler, config.optimizer.learning_rate)?;
+        let scheduler = Scheduler::new(config.scheduler.over(config.train.epochs), config.optimizer.learning_rate)?;
         let scaler = match policy.loss_scale {
             LossScale::Dynamic(scaler) => Some(DynamicScaler::new(scaler)?),
             _ => None,
@@ -399,8 +399,8 @@ impl Trainer {
             self.scaler = Some(DynamicScaler::from_state(config, scaler)?);
         }
         if let Some(scheduler) = state.scheduler {
-            self.scheduler =
-                Scheduler::from_state(self.config.scheduler, self.config.optimizer.learning_rate, scheduler)?;
+            let schedule = self.config.scheduler.over(self.config.train.epochs);
+            self.scheduler = Scheduler::from_state(schedule, self.config.optimizer.learning_rate, scheduler)?;
         }
         self.normalisers = normalisers;
         self.state = state;

@@ -63,7 +63,9 @@ impl ArrayFile {
         } else {
             match read_named(path) {
                 Ok((arrays, _)) => Source::Safetensors(arrays),
-                Err(err) if path.extension().is_some_and(|extension| extension == "safetensors") => return Err(err.into()),
+                Err(err) if path.extension().is_some_and(|extension| extension == "safetensors") => {
+                    return Err(err.into());
+                }
                 Err(err) => return Err(refuse("this is no .npz, .npy or .safetensors file", err.to_string())),
             }
         };
@@ -82,7 +84,9 @@ impl ArrayFile {
     pub(crate) fn names(&self) -> Vec<String> {
         match &self.source {
             Source::Npz(npz) => npz.keys(),
-            Source::Npy(_) => vec![self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())],
+            Source::Npy(_) => {
+                vec![self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())]
+            }
             Source::Safetensors(arrays) => arrays.keys().cloned().collect(),
         }
     }
@@ -100,7 +104,8 @@ impl ArrayFile {
                 Ok((info.dtype.name().to_owned(), info.shape.clone(), array.into_raw_vec_and_offset().0))
             }
             Source::Safetensors(arrays) => {
-                let array = arrays.get(name).ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;
+                let array =
+                    arrays.get(name).ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;
                 Ok((dtype_of(&array.values).to_owned(), array.shape.clone(), array.to_f64()))
             }
         }
@@ -132,10 +137,14 @@ impl ArrayFile {
             Source::Npz(npz) => npz.read::<f32>(&name)?,
             Source::Npy(_) => read_npy::<f32>(&self.path)?,
             Source::Safetensors(arrays) => {
-                let array = arrays.get(&name).ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;
+                let array = arrays
+                    .get(&name)
+                    .ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;
                 let mut values = vec![0f32; array.values.view().len()];
                 match array.values.view() {
-                    halfmode::tensor::View::F64(wide) => values.iter_mut().zip(wide).for_each(|(to, &from)| *to = from as f32),
+                    halfmode::tensor::View::F64(wide) => {
+                        values.iter_mut().zip(wide).for_each(|(to, &from)| *to = from as f32)
+                    }
                     other => other.widen(&mut values),
                 }
                 let shaped = ArrayD::from_shape_vec(IxDyn(&array.shape), values);

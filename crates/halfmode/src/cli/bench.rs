@@ -6,7 +6,7 @@ use crate::cli::plan::make_plan;
 use crate::cli::train::{model_line, precision_line};
 use crate::cli::{Context, memory, text};
 use halfmode::data::FieldPairs;
-use halfmode::train::job::{DataShapes, FieldShape, JobData, LossKind, Trainer, data_shapes};
+use halfmode::train::job::{DataShapes, FieldShape, JobData, LossKind, Trainer};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::json;
 use std::time::Instant;
@@ -40,14 +40,18 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<Exit, CliError>
     let loaded = config_file::load(&args.config, context.global.seed)?;
     let policy = loaded.validate()?;
     let config = &loaded.config;
-    let shape = data_shapes(&config.data).map_err(|err| loaded.explain(err))?.train;
+    let shape = loaded.shapes()?.train;
     let shape = FieldShape { n: config.train.batch_size, ..shape };
     let shapes = DataShapes { train: shape.clone(), tests: Vec::new() };
     let plan = make_plan(&loaded, &shapes, context.n_threads())?;
     if let Some(available) = memory::available().filter(|&available| plan.peak_bytes() > available) {
-        let why = format!("it needs {}, of which {} are available", text::bytes(plan.peak_bytes()), text::bytes(available));
+        let why =
+            format!("it needs {}, of which {} are available", text::bytes(plan.peak_bytes()), text::bytes(available));
         let help = format!("halfmode bench step {} --set train.batch_size=1", args.config.config);
-        return Err(CliError::new(Exit::Device, "the step does not fit memory").at("train.batch_size").why(why).help(help));
+        return Err(CliError::new(Exit::Device, "the step does not fit memory")
+            .at("train.batch_size")
+            .why(why)
+            .help(help));
     }
     context.output.note(&format!("model      {}", model_line(config, plan.n_parameters)));
     context.output.note(&format!("precision  {}", precision_line(&policy)));
@@ -104,8 +108,15 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<Exit, CliError>
             LossKind::H1 => "relative H1",
         };
         [
-            format!("step         {step_ms:.2} ms (10 %: {:.2}, 90 %: {:.2}), {loss}", quantile(&times, 0.1), quantile(&times, 0.9)),
-            format!("throughput   {samples_per_s:.1} samples/s, {:.2} GFLOP/s", plan.step_flops / step_ms.max(1e-9) / 1e6),
+            format!(
+                "step         {step_ms:.2} ms (10 %: {:.2}, 90 %: {:.2}), {loss}",
+                quantile(&times, 0.1),
+                quantile(&times, 0.9)
+            ),
+            format!(
+                "throughput   {samples_per_s:.1} samples/s, {:.2} GFLOP/s",
+                plan.step_flops / step_ms.max(1e-9) / 1e6
+            ),
             format!("peak         {} (planned {})", text::bytes(memory.total.peak), text::bytes(plan.peak_bytes())),
             format!("activations  {}", text::bytes(memory.activations.peak)),
             format!("resident     {}", peak_rss.map_or_else(|| "unknown".to_owned(), text::bytes)),

@@ -3,7 +3,7 @@
 use crate::cli::error::{CliError, Exit, config_key, job_exit};
 use crate::cli::text::nearest;
 use halfmode::precision::PrecisionPolicy;
-use halfmode::train::job::{JobConfig, JobError};
+use halfmode::train::job::{DataConfig, DataShapes, JobConfig, JobError, data_shapes};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
@@ -17,8 +17,20 @@ const MAX_BYTES: u64 = 1 << 16;
 
 /// Model keys of neuraloperator's that this version does not have.
 const PEER_KEYS: [&str; 15] = [
-    "norm", "norm_groups", "use_channel_mlp", "channel_mlp_skip", "fno_skip", "preactivation", "factorization", "rank",
-    "implementation", "separable", "max_n_modes", "resolution_scaling_factor", "domain_padding", "complex_data",
+    "norm",
+    "norm_groups",
+    "use_channel_mlp",
+    "channel_mlp_skip",
+    "fno_skip",
+    "preactivation",
+    "factorization",
+    "rank",
+    "implementation",
+    "separable",
+    "max_n_modes",
+    "resolution_scaling_factor",
+    "domain_padding",
+    "complex_data",
     "enforce_hermitian_symmetry",
 ];
 
@@ -62,6 +74,28 @@ impl Loaded {
         self.config.validate().map_err(|err| self.explain(err))
     }
 
+    /// Shapes of all samples, from the configuration or the headers of files.
+    pub(crate) fn shapes(&self) -> Result<DataShapes, CliError> {
+        data_shapes(&self.config.data).map_err(|err| self.explain_data(err))
+    }
+
+    /// An error of reading or making data, with a command that helps.
+    pub(crate) fn explain_data(&self, err: JobError) -> CliError {
+        let help = match &self.config.data {
+            DataConfig::Darcy(_) => "halfmode train darcy".to_owned(),
+            DataConfig::File(file) => {
+                let missing = std::iter::once(&file.train).chain(&file.test).find(|path| !path.exists());
+                match missing {
+                    Some(path) => {
+                        format!("halfmode data generate darcy --n 100 --resolution 64 --output {}", path.display())
+                    }
+                    None => format!("halfmode data inspect {}", file.train.display()),
+                }
+            }
+        };
+        self.explain(err).or_help(help)
+    }
+
     /// The error with the place in the configuration that caused it.
     pub(crate) fn explain(&self, err: JobError) -> CliError {
         let key = config_key(&err).filter(|_| job_exit(&err) == Exit::Config);
@@ -79,7 +113,8 @@ impl Loaded {
 pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliError> {
     let argument = &args.config;
     let path = Path::new(argument);
-    let stem = |path: &Path| path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let stem =
+        |path: &Path| path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let (name, file, run_dir, text) = if PRESETS.contains(&argument.as_str()) {
         let text = toml::to_string(&JobConfig::darcy()).map_err(|err| CliError::new(Exit::Other, err.to_string()))?;
         (argument.clone(), None, None, text)
@@ -188,7 +223,10 @@ impl Origin {
                 Some(line) => format!("{}:{line}", self.file_name()),
                 None => self.file_name(),
             };
-            CliError::new(Exit::Config, "the configuration is not TOML").at(place).why(message).help("halfmode train darcy")
+            CliError::new(Exit::Config, "the configuration is not TOML")
+                .at(place)
+                .why(message)
+                .help("halfmode train darcy")
         })
     }
 
@@ -220,7 +258,9 @@ impl Origin {
         let mut table = root.get_ref();
         let mut offset = None;
         for name in path {
-            let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == name.as_str()) else { break };
+            let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == name.as_str()) else {
+                break;
+            };
             offset = Some(key.span().start);
             match value.get_ref() {
                 DeValue::Table(inner) => table = inner,
@@ -279,7 +319,11 @@ fn blame(root: &Table, message: &str) -> Vec<String> {
     let missing = message.starts_with("missing field");
     let mut path: Vec<String> = Vec::new();
     while let Some(table) = descend(root, &path) {
-        let guilty = table.iter().filter(|(_, value)| !missing || value.is_table()).find_map(|(name, _)| {
+        // Without its `kind` every table is wrong in another way, so that one comes last.
+        let (kinds, others): (Vec<_>, Vec<_>) = table.iter().partition(|(name, _)| *name == "kind");
+        let candidates = others.into_iter().chain(kinds).filter(|(_, value)| !missing || value.is_table());
+        let mut candidates = candidates.map(|(name, _)| name);
+        let guilty = candidates.find_map(|name| {
             let candidate = [&path[..], std::slice::from_ref(name)].concat();
             changes(&candidate).then_some(candidate)
         });
@@ -325,7 +369,9 @@ pub(crate) fn differences(old: &JobConfig, new: &JobConfig) -> Vec<String> {
     let absent = "(default)".to_owned();
     let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let changed = keys.into_iter().filter(|&key| old.get(key) != new.get(key));
-    changed.map(|key| format!("{key}: {} -> {}", old.get(key).unwrap_or(&absent), new.get(key).unwrap_or(&absent))).collect()
+    changed
+        .map(|key| format!("{key}: {} -> {}", old.get(key).unwrap_or(&absent), new.get(key).unwrap_or(&absent)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -342,7 +388,8 @@ mod tests {
 
     #[test]
     fn values_are_toml_or_strings() {
-        let loaded = load(&args("darcy", &["train.epochs=3", "precision.preset=full", "model.n_modes=[8, 8]"]), Some(7));
+        let loaded =
+            load(&args("darcy", &["train.epochs=3", "precision.preset=full", "model.n_modes=[8, 8]"]), Some(7));
         let config = loaded.expect("is legal").config;
         assert_eq!((config.train.epochs, config.seed), (3, 7));
         assert_eq!(config.precision.preset, halfmode::precision::Preset::Full);
@@ -365,7 +412,7 @@ mod tests {
             ("data.kind=dracy", ["unknown value `dracy`", "`darcy`", "data.kind"]),
             ("model.n_modes=x", ["invalid type", "--set model.n_modes=x", "model.n_modes"]),
             ("train.epochs=-1", ["epochs", "-1", "train.epochs"]),
-            ("scheduler.gama=0.1", ["unknown key `gama`", "`gamma`", "scheduler.gama"]),
+            ("scheduler={kind=\"step\",step_size=1,gama=2}", ["unknown key `gama`", "`gamma`", "scheduler.gama"]),
             ("model.factorization=tucker", ["neuraloperator has this key", "factorization", "model"]),
             ("trian.epochs=1", ["unknown key `trian`", "`train`", "trian"]),
         ] {

@@ -83,7 +83,8 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     // Both arrays in f32; the solvers' own memory is small beside them.
     let needed = 8 * args.n * args.resolution * args.resolution;
     if let Some(available) = memory::available().filter(|&available| needed > available) {
-        let why = format!("the samples take {}, of which {} are available", text::bytes(needed), text::bytes(available));
+        let why =
+            format!("the samples take {}, of which {} are available", text::bytes(needed), text::bytes(available));
         return Err(CliError::new(Exit::Device, "the samples do not fit memory").at("--n").why(why).help(again));
     }
     let start = Instant::now();
@@ -92,8 +93,9 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     let progress = |done: usize, n: usize| watch.report(&what, done, n);
     let pairs = generate(&config, NonZeroUsize::new(context.n_threads()), &progress)?;
     if let Some(folder) = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)
-            .map_err(|err| CliError::new(Exit::Other, format!("cannot create the folder: {err}")).at(folder.display().to_string()))?;
+        std::fs::create_dir_all(folder).map_err(|err| {
+            CliError::new(Exit::Other, format!("cannot create the folder: {err}")).at(folder.display().to_string())
+        })?;
     }
     write_pairs(&args.output, &pairs)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -208,7 +210,8 @@ fn run_inspect(args: &InspectArgs, context: &Context) -> Result<Exit, CliError> 
         context.output.warn(&format!("{name} is left out: {}", err.what()));
     }
     context.output.result(object, || {
-        let header = ["array", "shape", "dtype", "min", "max", "absmax", "NaN", "f16 flushed", "f16 subnormal", "f16 overflow"];
+        let header =
+            ["array", "shape", "dtype", "min", "max", "absmax", "NaN", "f16 flushed", "f16 subnormal", "f16 overflow"];
         let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
         text::table(&header, &cells)
     })?;

@@ -21,7 +21,11 @@ pub(crate) fn run(context: &Context) -> Result<Exit, CliError> {
     context.output.result(object, || {
         let unknown = || "unknown".to_owned();
         let mut lines = vec![
-            format!("halfmode   {} ({} build)", env!("CARGO_PKG_VERSION"), if cfg!(debug_assertions) { "debug" } else { "release" }),
+            format!(
+                "halfmode   {} ({} build)",
+                env!("CARGO_PKG_VERSION"),
+                if cfg!(debug_assertions) { "debug" } else { "release" }
+            ),
             format!("system     {} {}", std::env::consts::OS, std::env::consts::ARCH),
             format!("processor  {}", cpu.model.clone().unwrap_or_else(unknown)),
             format!("cores      {} (this run would use {} threads)", cpu.n_cores, context.n_threads()),

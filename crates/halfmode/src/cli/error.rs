@@ -190,7 +190,11 @@ impl From<JobError> for CliError {
         match &err {
             JobError::Diverged { checkpoint, .. } => {
                 let good = match checkpoint {
-                    Some(path) => format!("the last good checkpoint is {}", path.display()),
+                    Some(path) => format!(
+                        "the last good checkpoint is {0}, the best model {1}",
+                        path.display(),
+                        path.with_file_name("best").display()
+                    ),
                     None => "no checkpoint was written yet".to_owned(),
                 };
                 out.why(good)

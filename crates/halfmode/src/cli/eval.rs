@@ -51,7 +51,8 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> 
     let source = model_source::load(&args.run, args.precision, context)?;
     context.output.note(&format!("model      {}", source.file.display()));
     context.output.note(&format!("precision  {}", precision_line(source.model.policy())));
-    let plots_dir = args.plots_dir.clone().unwrap_or_else(|| source.run.as_deref().unwrap_or(Path::new("")).join("plots"));
+    let plots_dir =
+        args.plots_dir.clone().unwrap_or_else(|| source.run.as_deref().unwrap_or(Path::new("")).join("plots"));
     let (mut rows, mut plots) = (Vec::new(), Vec::new());
     for set in sets(args, &source)? {
         let (label, pairs) = set.load(context)?;
@@ -123,11 +124,14 @@ fn sets(args: &EvalArgs, source: &Source) -> Result<Vec<Set>, CliError> {
             let resolutions = if args.resolution.is_empty() { &data.test_resolutions } else { &args.resolution };
             let sets = resolutions.iter().map(|&resolution| {
                 let place = |why: String| {
-                    let err = CliError::new(Exit::Config, format!("resolution {resolution} cannot be evaluated")).at("--resolution");
+                    let err = CliError::new(Exit::Config, format!("resolution {resolution} cannot be evaluated"))
+                        .at("--resolution");
                     err.why(why).help(format!("halfmode eval {} --resolution {}", args.run.display(), data.resolution))
                 };
                 check_grid(&source.model, &[resolution; 2]).map_err(place)?;
-                DarcyConfig::new(data.n_test, resolution, data.seed).validate().map_err(|err| place(err.to_string()))?;
+                DarcyConfig::new(data.n_test, resolution, data.seed)
+                    .validate()
+                    .map_err(|err| place(err.to_string()))?;
                 Ok(Set::Darcy { resolution, data: data.clone() })
             });
             sets.collect()
@@ -167,7 +171,8 @@ impl Set {
             Set::File { path, input, output, layout } => {
                 let pairs = read_pairs(&path, &input, &output, layout)
                     .map_err(|err| CliError::from(err).help(format!("halfmode data inspect {}", path.display())))?;
-                let label = path.file_stem().map_or_else(|| "data".to_owned(), |stem| stem.to_string_lossy().into_owned());
+                let label =
+                    path.file_stem().map_or_else(|| "data".to_owned(), |stem| stem.to_string_lossy().into_owned());
                 Ok((label, pairs))
             }
         }
@@ -185,8 +190,9 @@ fn draw(path: &Path, pairs: &FieldPairs, prediction: &[f32], sample: usize) -> R
     let truth = first(pairs.y().as_slice().unwrap_or_default(), pairs.c_out());
     let png = render_panels(&input, &truth, &first(prediction, pairs.c_out()), pairs.grid())?;
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)
-            .map_err(|err| CliError::new(Exit::Other, format!("cannot create the folder: {err}")).at(folder.display().to_string()))?;
+        std::fs::create_dir_all(folder).map_err(|err| {
+            CliError::new(Exit::Other, format!("cannot create the folder: {err}")).at(folder.display().to_string())
+        })?;
     }
     Ok(atomic_write(path, &png)?)
 }

@@ -29,7 +29,13 @@ use std::process::ExitCode;
 
 /// Trains neural operators in mixed precision.
 #[derive(Debug, Parser)]
-#[command(name = "halfmode", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "halfmode",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -94,7 +100,9 @@ impl std::str::FromStr for DeviceChoice {
             None if text == "auto" => Ok(DeviceChoice::Auto),
             None if text == "cpu" => Ok(DeviceChoice::Cpu),
             None if text == "cuda" => Ok(DeviceChoice::Cuda(0)),
-            Some(("cuda", index)) => index.parse().map(DeviceChoice::Cuda).map_err(|_| format!("`{index}` is not the number of a GPU")),
+            Some(("cuda", index)) => {
+                index.parse().map(DeviceChoice::Cuda).map_err(|_| format!("`{index}` is not the number of a GPU"))
+            }
             _ => Err("use auto, cpu or cuda[:i]".to_owned()),
         }
     }

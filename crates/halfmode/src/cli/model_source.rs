@@ -26,7 +26,10 @@ impl std::str::FromStr for PrecisionChoice {
             Some("bf16") => Some(Precision::Bf16),
             Some(other) => return Err(format!("`{other}` is not a half format; use f16 or bf16")),
         };
-        Ok(PrecisionChoice { preset: preset.parse().map_err(|err: halfmode::precision::Error| err.to_string())?, format })
+        Ok(PrecisionChoice {
+            preset: preset.parse().map_err(|err: halfmode::precision::Error| err.to_string())?,
+            format,
+        })
     }
 }
 
@@ -75,7 +78,9 @@ pub(crate) fn load(path: &Path, precision: Option<PrecisionChoice>, context: &Co
 /// Refuses fields that the model cannot take, before anything is computed.
 pub(crate) fn check_fields(model: &Model, what: &str, shape: &[usize]) -> Result<(), CliError> {
     let fno = model.config().fno();
-    let refuse = |why: String| CliError::new(Exit::Data, format!("{what} has shape {shape:?}, which the model cannot take")).why(why);
+    let refuse = |why: String| {
+        CliError::new(Exit::Data, format!("{what} has shape {shape:?}, which the model cannot take")).why(why)
+    };
     if shape.len() != fno.n_modes.len() + 2 || shape[1] != fno.in_channels {
         return Err(refuse(format!("it takes [samples, {}, {} spatial axes]", fno.in_channels, fno.n_modes.len())));
     }

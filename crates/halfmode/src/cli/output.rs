@@ -42,12 +42,9 @@ impl Output {
         self.verbosity > Verbosity::Quiet && std::io::stderr().is_terminal()
     }
 
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.verbosity == Verbosity::Quiet
-    }
-
-    pub(crate) fn is_json(&self) -> bool {
-        self.json
+    /// Whether details were asked for.
+    pub(crate) fn is_verbose(&self) -> bool {
+        self.verbosity == Verbosity::Verbose
     }
 
     /// Whether stderr is coloured.
@@ -64,7 +61,7 @@ impl Output {
 
     /// Talk for those who asked for more.
     pub(crate) fn detail(&self, text: &str) {
-        if self.verbosity == Verbosity::Verbose {
+        if self.is_verbose() {
             let _ = writeln!(std::io::stderr(), "{text}");
         }
     }

@@ -7,7 +7,7 @@ use crate::cli::{Context, memory, text};
 use halfmode::autograd::MemoryReport;
 use halfmode::precision::{PrecisionConfig, Preset};
 use halfmode::tensor::MemoryStats;
-use halfmode::train::job::{DataShapes, JobConfig, JobPlan, data_shapes, plan};
+use halfmode::train::job::{DataShapes, JobConfig, JobPlan, plan};
 use serde_json::{Value, json};
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,9 @@ fn check_size(config: &JobConfig) -> Result<(), CliError> {
     }
     let what = format!("the model has about {scalars:.1e} parameters, which fit no memory");
     let err = CliError::new(Exit::Device, what).at("model");
-    Err(err.why("the weights of the spectral convolutions are n_layers x hidden_channels² x modes").help("halfmode plan darcy"))
+    Err(err
+        .why("the weights of the spectral convolutions are n_layers x hidden_channels² x modes")
+        .help("halfmode plan darcy"))
 }
 
 /// The largest batch, at most all training samples, whose planned peak fits `memory`.
@@ -72,7 +74,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
     let loaded = config_file::load(&args.config, context.global.seed)?;
     let policy = loaded.validate()?;
     let threads = context.n_threads();
-    let shapes = data_shapes(&loaded.config.data).map_err(|err| loaded.explain(err))?;
+    let shapes = loaded.shapes()?;
     let configured = make_plan(&loaded, &shapes, threads)?;
     let mut full = loaded.clone();
     full.config.precision = PrecisionConfig::new(Preset::Full, loaded.config.precision.format);
@@ -112,7 +114,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
             format!("peak bytes by purpose ({threads} threads)"),
             memory_table(&policy.preset.to_string(), &configured, &full),
             "kept for backward by one forward pass".to_owned(),
-            configured.saved.to_string(),
+            saved_table(&configured.saved, context.output.is_verbose()),
             String::new(),
             policy.table(),
         ];
@@ -123,12 +125,16 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
 }
 
 fn fit_line(memory: Option<usize>, batch: Option<usize>, n_train: usize) -> String {
-    let Some(memory) = memory else { return "the system does not say how much memory is available: use --memory".to_owned() };
+    let Some(memory) = memory else {
+        return "the system does not say how much memory is available: use --memory".to_owned();
+    };
     let memory = text::bytes(memory);
     match batch {
         Some(batch) if batch == n_train => format!("largest batch in {memory}: all {n_train} training samples"),
         Some(batch) => format!("largest batch in {memory}: {batch}"),
-        None => format!("not even one sample at a time fits {memory}: use fewer modes, channels or layers, or a coarser grid"),
+        None => format!(
+            "not even one sample at a time fits {memory}: use fewer modes, channels or layers, or a coarser grid"
+        ),
     }
 }
 
@@ -146,6 +152,12 @@ fn plan_json(plan: &JobPlan) -> Value {
     })
 }
 
+/// What forward keeps: what lives because of it, and with `-v` what is only referred to, too.
+fn saved_table(report: &MemoryReport, all: bool) -> String {
+    let rows = report.rows.iter().filter(|row| all || !row.shared).cloned().collect();
+    MemoryReport { rows }.to_string()
+}
+
 fn saved_json(report: &MemoryReport) -> Vec<Value> {
     let rows = report.rows.iter().map(|row| {
         let shape: &[usize] = &row.shape;
@@ -156,8 +168,11 @@ fn saved_json(report: &MemoryReport) -> Vec<Value> {
 }
 
 fn memory_table(preset: &str, configured: &JobPlan, full: &JobPlan) -> String {
-    let ratio = |bytes: usize, of: usize| if of == 0 { "-".to_owned() } else { format!("{:.3}", bytes as f64 / of as f64) };
-    let row = |name: &str, bytes: usize, of: usize| vec![name.to_owned(), bytes.to_string(), of.to_string(), ratio(bytes, of)];
+    let ratio =
+        |bytes: usize, of: usize| if of == 0 { "-".to_owned() } else { format!("{:.3}", bytes as f64 / of as f64) };
+    let row = |name: &str, bytes: usize, of: usize| {
+        vec![name.to_owned(), bytes.to_string(), of.to_string(), ratio(bytes, of)]
+    };
     let pairs = configured.memory.iter().zip(full.memory.iter());
     let mut rows: Vec<Vec<String>> = pairs
         .filter(|((_, ours), (_, theirs))| ours.peak > 0 || theirs.peak > 0)

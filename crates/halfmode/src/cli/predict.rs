@@ -57,8 +57,8 @@ pub(crate) fn run(args: &PredictArgs, context: &Context) -> Result<Exit, CliErro
         "output": { "file": args.output, "shape": y.shape(), "n_non_finite": n_bad },
         "seconds": seconds,
     });
-    context.output.result(object, || {
-        format!("{}: {:?}, f32, in {}", args.output.display(), y.shape(), text::seconds(seconds))
-    })?;
+    context
+        .output
+        .result(object, || format!("{}: {:?}, f32, in {}", args.output.display(), y.shape(), text::seconds(seconds)))?;
     Ok(Exit::Done)
 }

@@ -13,7 +13,7 @@ fn bar(output: &Output, len: u64, prefix: &str) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(len);
-    let template = if output.color() { "{prefix} {bar:20.cyan} {wide_msg}" } else { "{prefix} {bar:20} {wide_msg}" };
+    let template = if output.color() { "{prefix}{bar:10.cyan} {wide_msg}" } else { "{prefix}{bar:10} {wide_msg}" };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("━╸─"));
     bar.set_prefix(prefix.to_owned());
@@ -38,7 +38,7 @@ pub(crate) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     pub(crate) fn new(output: &'a Output, n_steps: u64, done: u64) -> Self {
-        let bar = bar(output, n_steps, "train");
+        let bar = bar(output, n_steps, "");
         bar.set_position(done);
         Watch { output, bar }
     }
@@ -56,18 +56,20 @@ impl<'a> Watch<'a> {
 impl Observer for Watch<'_> {
     fn step(&mut self, progress: &Progress) {
         self.bar.set_position(progress.step);
+        let first = errors(&progress.eval);
+        // What matters least comes last: narrow terminals cut it off.
         self.bar.set_message(format!(
-            "epoch {}/{}  loss {:.4}  test {}  {:.0} samples/s  memory {}/{}  scale {}  skipped {}  left {}",
+            "epoch {}/{}  loss {:.4}  test {}  left {}  {:.0} samples/s  mem {}/{}  scale {}  skipped {}",
             progress.epoch,
             progress.n_epochs,
             progress.loss,
-            errors(&progress.eval),
+            first.split(' ').next().unwrap_or_default(),
+            text::seconds(progress.seconds_left),
             progress.samples_per_s,
             text::bytes(progress.live_bytes),
             text::bytes(progress.peak_bytes),
             progress.loss_scale,
             progress.skipped_steps,
-            text::seconds(progress.seconds_left),
         ));
     }
 
@@ -106,7 +108,7 @@ impl<'a> DataWatch<'a> {
     pub(crate) fn report(&self, what: &str, done: usize, n: usize) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_none_or(|(name, _)| name != what) {
-            let bar = bar(self.output, n as u64, &format!("data {what}"));
+            let bar = bar(self.output, n as u64, &format!("data {what} "));
             if bar.is_hidden() {
                 self.output.note(&format!("data {what}: making {n} samples"));
             }

@@ -54,7 +54,8 @@ impl OutArgs {
 fn has_checkpoint(out: &Path) -> bool {
     let folder = out.join("checkpoints");
     let steps = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-    folder.join("latest").exists() || steps.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+    folder.join("latest").exists()
+        || steps.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
 }
 
 /// Tells what a resumed run does otherwise than before.
@@ -63,6 +64,11 @@ fn note_differences(out: &Path, loaded: &Loaded, output: &Output) {
     if let Ok(before) = before {
         for line in differences(&before, &loaded.config) {
             output.note(&format!("changed since the run began: {line}"));
+            if line.starts_with("optimizer.learning_rate:") {
+                output.warn(
+                    "a resumed run takes its learning rate from the checkpoint; this change has no effect at once",
+                );
+            }
         }
     }
 }

@@ -68,13 +68,15 @@ pub(crate) fn thousands(n: usize) -> String {
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = header.iter().map(|&cell| cell.to_owned()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&header).chain(rows).collect();
-    let width = |col: usize| all.iter().filter_map(|row| row.get(col)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width =
+        |col: usize| all.iter().filter_map(|row| row.get(col)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut text = String::new();
     for row in all {
-        let cells = row.iter().zip(&widths).enumerate().map(|(col, (cell, &width))| {
-            if col == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
+        let cells =
+            row.iter().zip(&widths).enumerate().map(|(col, (cell, &width))| {
+                if col == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
@@ -83,7 +85,8 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 
 /// The known name that is nearest to `word`, if one is near.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let (distance, name) = known.into_iter().map(|name| (edit_distance(word, name), name)).min_by_key(|&(distance, _)| distance)?;
+    let (distance, name) =
+        known.into_iter().map(|name| (edit_distance(word, name), name)).min_by_key(|&(distance, _)| distance)?;
     (distance <= 2.max(word.chars().count().max(name.chars().count()) / 2)).then_some(name)
 }
 

@@ -9,8 +9,7 @@ use crate::cli::signals::{Signals, stop_exit};
 use crate::cli::{Context, environment, memory, text};
 use halfmode::precision::PrecisionPolicy;
 use halfmode::train::job::{
-    DataConfig, DataShapes, FieldShape, JobConfig, JobError, JobPlan, Run, RunOptions, StopReason, Summary, data_shapes,
-    load_data,
+    DataConfig, DataShapes, FieldShape, JobConfig, JobError, JobPlan, Run, RunOptions, StopReason, Summary, load_data,
 };
 use serde_json::json;
 use std::path::Path;
@@ -31,7 +30,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
     let policy = loaded.validate()?;
     let argument = &args.config.config;
     let out = args.out.resolve(&loaded, argument, &context.output)?;
-    let shapes = data_shapes(&loaded.config.data).map_err(|err| loaded.explain(err).or_help(data_help(&loaded)))?;
+    let shapes = loaded.shapes()?;
     let plan = make_plan(&loaded, &shapes, context.n_threads())?;
     check_memory(&loaded, argument, &shapes, &plan, context)?;
     context.output.note(&header(&loaded.config, &policy, &shapes, &plan, &out));
@@ -49,7 +48,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
         };
         load_data(&loaded.config.data, &context.data_cache(), context.n_threads(), &progress)
     };
-    let data = data.map_err(|err| loaded.explain(err).or_help(data_help(&loaded)))?;
+    let data = data.map_err(|err| loaded.explain_data(err))?;
     data.notes.iter().for_each(|note| context.output.detail(note));
 
     let options = RunOptions {
@@ -67,11 +66,10 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
     let outcome = run.train(&mut watch, &|| signals.stop());
     watch.finish();
     let (summary, stopped) = outcome.map_err(|err| match &err {
-        JobError::Diverged { checkpoint, .. } => {
-            let resume = format!("{resume_help} --set optimizer.learning_rate={:e}", loaded.config.optimizer.learning_rate / 4.0);
-            let over = format!("halfmode train {argument} --out {} --force --set precision.preset=full", out.display());
-            let help = if checkpoint.is_some() { resume } else { over };
-            CliError::from(err).help(help)
+        JobError::Diverged { .. } => {
+            let (rate, shown) = (loaded.config.optimizer.learning_rate / 4.0, out.display());
+            CliError::from(err)
+                .help(format!("halfmode train {argument} --out {shown}-2 --set optimizer.learning_rate={rate:e}"))
         }
         _ => loaded.explain(err),
     })?;
@@ -96,16 +94,14 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
     Ok(Exit::Done)
 }
 
-/// The command that helps when data is missing.
-fn data_help(loaded: &Loaded) -> String {
-    match &loaded.config.data {
-        DataConfig::Darcy(_) => "halfmode train darcy".to_owned(),
-        DataConfig::File(file) => format!("halfmode data inspect {}", file.train.display()),
-    }
-}
-
 /// Refuses a job that the memory cannot hold, before hours are spent on data.
-fn check_memory(loaded: &Loaded, argument: &str, shapes: &DataShapes, plan: &JobPlan, context: &Context) -> Result<(), CliError> {
+fn check_memory(
+    loaded: &Loaded,
+    argument: &str,
+    shapes: &DataShapes,
+    plan: &JobPlan,
+    context: &Context,
+) -> Result<(), CliError> {
     let Some(available) = memory::available().filter(|&available| plan.peak_bytes() > available) else { return Ok(()) };
     let what = "the job does not fit memory";
     let why = format!("it needs {}, of which {} are available", text::bytes(plan.peak_bytes()), text::bytes(available));
@@ -190,7 +186,10 @@ fn end_table(summary: &Summary, config: &JobConfig, out: &Path) -> String {
             text::bytes(summary.planned_peak_bytes),
             text::bytes(summary.peak_activation_bytes)
         ),
-        format!("skipped  {} of {} steps, loss scale {}", summary.skipped_steps, summary.steps, summary.final_loss_scale),
+        format!(
+            "skipped  {} of {} steps, loss scale {}",
+            summary.skipped_steps, summary.steps, summary.final_loss_scale
+        ),
         format!("model    {}", out.join("checkpoints/best").display()),
         format!("report   {}", out.join("report.html").display()),
     ];
