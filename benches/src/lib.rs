@@ -65,11 +65,9 @@ impl Bench {
         let bytes = [peak(device, candidate), peak(device, reference)];
         let (mut times, start) = ([Vec::new(), Vec::new()], Instant::now());
         while start.elapsed() < MIN_TIME || times[0].len() < MIN_ROUNDS {
-            for (times, work) in times.iter_mut().zip([&mut *candidate, &mut *reference]) {
-                let start = Instant::now();
-                work();
-                times.push(start.elapsed().as_secs_f64() * 1e6);
-            }
+            let [mine, theirs] = &mut times;
+            mine.push(timed(candidate));
+            theirs.push(timed(reference));
         }
         let [us, reference_us] = times.map(median);
         let against = self.against.get(name).map_or_else(|| "-".to_owned(), |old| format!("{:.2}x", old.us / us));
@@ -89,6 +87,13 @@ impl Bench {
         let before = std::fs::read_to_string(&path).unwrap_or_default();
         std::fs::write(&path, before + &self.csv).expect("the file of --save can be written");
     }
+}
+
+/// Microseconds of one run.
+fn timed(work: &mut dyn FnMut()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64() * 1e6
 }
 
 /// The ledger's activation peak of one run, above what was live before.

@@ -110,6 +110,12 @@ impl Axis {
         Ok(Axis { kind, n, k, algorithm, table })
     }
 
+    /// What its lines hold.
+    #[must_use]
+    pub fn kind(&self) -> AxisKind {
+        self.kind
+    }
+
     /// Points.
     #[must_use]
     pub fn n(&self) -> usize {

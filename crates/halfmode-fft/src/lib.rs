@@ -8,6 +8,7 @@ mod line;
 mod planner;
 pub mod reference;
 mod scale;
+mod stage;
 mod table;
 mod transform;
 

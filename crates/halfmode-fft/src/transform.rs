@@ -5,13 +5,13 @@
 //! c]`; then each earlier axis merges its points with the (re, im) axis behind it, as it is
 //! stored, and comes out as modes before everything already transformed. No transposes.
 
-use crate::axis::{Axis, AxisReal, Weights};
+use crate::axis::{Axis, Weights};
 use crate::planner::{Algorithm, AxisKind};
 use crate::scale::HalfSafeScale;
+use crate::stage::{Direction, FftKernels, Stage};
 use crate::{Error, Result};
 use halfmode_precision::{DType, Domain, Precision};
-use halfmode_tensor::{Device, Purpose, Scratch, Shape, Tensor, View, ViewMut, with_real};
-use rayon::prelude::*;
+use halfmode_tensor::{Device, Purpose, Shape, Tensor};
 
 /// What a transform is planned for; independent of batch and channels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -42,12 +42,6 @@ pub struct Transform {
     device: Device,
     axes: Vec<Axis>,
 }
-
-/// Scalars that a task's scratch may hold, so that it stays in the second-level cache.
-const TILE_SCALARS: usize = 32 * 1024;
-/// Tasks that one stage is cut into when it has few outer lines. Fixed, so that results do not
-/// depend on the number of threads.
-const MIN_TASKS: usize = 8;
 
 impl Transform {
     /// Plans the axes and builds their tables on `device`.
@@ -154,7 +148,7 @@ impl Transform {
             accumulate: self.config.accumulate,
             interleaved: self.config.domain == Domain::Complex,
         };
-        stage.run(&self.device, Direction::ToModes, x, &mut t)?;
+        self.device.axis_stage(&stage, Direction::ToModes, x, &mut t)?;
         self.columns_to_modes(t, scale, storage, purpose)
     }
 
@@ -175,7 +169,8 @@ impl Transform {
             extents.push(channels);
             let purpose = if axis == 0 { purpose } else { Purpose::Workspace };
             let mut out = self.device.alloc(extents, DType::real(storage), purpose)?;
-            self.column_stage(axis, batch, channels, scale).run(&self.device, Direction::ToModes, &t, &mut out)?;
+            let stage = self.column_stage(axis, batch, channels, scale);
+            self.device.axis_stage(&stage, Direction::ToModes, &t, &mut out)?;
             t = out;
         }
         Ok(t.reshape(self.spectrum_shape(batch, channels))?)
@@ -212,7 +207,7 @@ impl Transform {
             accumulate: self.config.accumulate,
             interleaved: self.config.domain == Domain::Complex,
         };
-        stage.run(&self.device, Direction::ToGrid, &z, &mut x)?;
+        self.device.axis_stage(&stage, Direction::ToGrid, &z, &mut x)?;
         Ok(x)
     }
 
@@ -231,7 +226,8 @@ impl Transform {
             extents.extend(&self.config.modes[axis + 1..]);
             extents.push(channels);
             let mut out = self.device.alloc(extents, DType::real(storage), Purpose::Workspace)?;
-            self.column_stage(axis, batch, channels, scale).run(&self.device, Direction::ToGrid, &z, &mut out)?;
+            let stage = self.column_stage(axis, batch, channels, scale);
+            self.device.axis_stage(&stage, Direction::ToGrid, &z, &mut out)?;
             z = out;
         }
         Ok(z.reshape(self.half_transformed_shape(batch, channels))?)
@@ -276,137 +272,5 @@ impl Transform {
             return Err(Error::Shape { operand: "spectrum", expected, found: x_hat.shape().clone() });
         }
         Ok(ends)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    ToModes,
-    ToGrid,
-}
-
-/// One axis over a whole tensor: `[outer, rows, inner]` to `[outer, rows', inner]`.
-struct Stage<'a> {
-    axis: &'a Axis,
-    outer: usize,
-    inner: usize,
-    weights: Weights,
-    scale: f64,
-    /// The precision that the axis was planned for, whatever the storage.
-    accumulate: Precision,
-    /// The grid side is interleaved complex: `[outer, n, inner, (re, im)]`.
-    interleaved: bool,
-}
-
-impl Stage<'_> {
-    fn run(&self, device: &Device, direction: Direction, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        let (rows_in, rows_out) = match direction {
-            Direction::ToModes => (self.axis.grid_rows(), self.axis.mode_rows()),
-            Direction::ToGrid => (self.axis.mode_rows(), self.axis.grid_rows()),
-        };
-        // The matrix can make any rows, so a stage with few outer lines is cut into blocks of rows.
-        let can_split = self.axis.algorithm() == Algorithm::Matrix && !self.interleaved;
-        let n_blocks = if can_split { MIN_TASKS.div_ceil(self.outer.max(1)).min(rows_out.div_ceil(8)) } else { 1 };
-        let block = rows_out.div_ceil(n_blocks);
-        let cols = (TILE_SCALARS / (rows_in + block)).max(16).min(self.inner);
-        let scratch_len = (rows_in + block) * cols + self.axis.scratch_len();
-        let accumulate = self.accumulate;
-        let scratch: Scratch = device.scratch(scratch_len, accumulate.bytes());
-        if !device.launches() || output.numel() == 0 {
-            return Ok(());
-        }
-        let source = input.view()?;
-        let pieces: Vec<ViewMut<'_>> = output.view_mut()?.chunks(rows_out * self.inner);
-        let tasks: Vec<(usize, usize, ViewMut<'_>)> = pieces
-            .into_iter()
-            .enumerate()
-            .flat_map(|(outer, piece)| {
-                piece
-                    .chunks(block * self.inner)
-                    .into_iter()
-                    .enumerate()
-                    .map(move |(idx, rows)| (outer, idx * block, rows))
-            })
-            .collect();
-        device.run(|| {
-            with_real!(accumulate, R => tasks.into_par_iter().for_each(|(outer, first_row, mut rows)| {
-                scratch.with::<R, _>(|scratch| {
-                    let input = source.slice(outer * rows_in * self.inner..(outer + 1) * rows_in * self.inner);
-                    self.task::<R>(direction, input, first_row, &mut rows, cols, scratch);
-                });
-            }));
-        });
-        Ok(())
-    }
-
-    /// Rows `first_row..` of one outer line, column block by column block.
-    fn task<R: AxisReal>(
-        &self,
-        direction: Direction,
-        input: View<'_>,
-        first_row: usize,
-        output: &mut ViewMut<'_>,
-        max_cols: usize,
-        scratch: &mut [R],
-    ) {
-        let rows_in = input.len() / self.inner;
-        let n_rows = output.len() / self.inner;
-        let (tile_in, rest) = scratch.split_at_mut(rows_in * max_cols);
-        let (tile_out, rest) = rest.split_at_mut(n_rows * max_cols);
-        for first in (0..self.inner).step_by(max_cols) {
-            let cols = max_cols.min(self.inner - first);
-            let (tile_in, tile_out) = (&mut tile_in[..rows_in * cols], &mut tile_out[..n_rows * cols]);
-            let interleaved = (self.interleaved, direction);
-            if interleaved == (true, Direction::ToModes) {
-                self.gather_interleaved(input, tile_in, first, cols);
-            } else if cols == self.inner {
-                input.widen(tile_in);
-            } else {
-                for (row, line) in tile_in.chunks_exact_mut(cols).enumerate() {
-                    input.slice(row * self.inner + first..row * self.inner + first + cols).widen(line);
-                }
-            }
-            let rows = first_row..first_row + n_rows;
-            let how = (self.weights, self.scale);
-            match direction {
-                Direction::ToModes => self.axis.to_modes(tile_in, tile_out, rows, cols, how, rest),
-                Direction::ToGrid => self.axis.to_grid(tile_in, tile_out, rows, cols, how, rest),
-            }
-            if interleaved == (true, Direction::ToGrid) {
-                self.scatter_interleaved(tile_out, output, first, cols);
-            } else if cols == self.inner {
-                output.narrow(tile_out);
-            } else {
-                for (row, line) in tile_out.chunks_exact(cols).enumerate() {
-                    output.slice_mut(row * self.inner + first..row * self.inner + first + cols).narrow(line);
-                }
-            }
-        }
-    }
-
-    /// `[n, inner, (re, im)]` to tile rows (point, (re, im)).
-    fn gather_interleaved<R: AxisReal>(&self, input: View<'_>, tile: &mut [R], first: usize, cols: usize) {
-        let mut pairs = vec![R::ZERO; 2 * cols];
-        for (point, rows) in tile.chunks_exact_mut(2 * cols).enumerate() {
-            let start = 2 * (point * self.inner + first);
-            input.slice(start..start + 2 * cols).widen(&mut pairs);
-            let (re, im) = rows.split_at_mut(cols);
-            for (pair, (re, im)) in pairs.chunks_exact(2).zip(re.iter_mut().zip(im)) {
-                (*re, *im) = (pair[0], pair[1]);
-            }
-        }
-    }
-
-    /// Tile rows (point, (re, im)) to `[n, inner, (re, im)]`.
-    fn scatter_interleaved<R: AxisReal>(&self, tile: &[R], output: &mut ViewMut<'_>, first: usize, cols: usize) {
-        let mut pairs = vec![R::ZERO; 2 * cols];
-        for (point, rows) in tile.chunks_exact(2 * cols).enumerate() {
-            let (re, im) = rows.split_at(cols);
-            for (pair, (re, im)) in pairs.chunks_exact_mut(2).zip(re.iter().zip(im)) {
-                (pair[0], pair[1]) = (*re, *im);
-            }
-            let start = 2 * (point * self.inner + first);
-            output.slice_mut(start..start + 2 * cols).narrow(&pairs);
-        }
     }
 }

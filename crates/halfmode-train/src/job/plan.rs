@@ -51,11 +51,12 @@ pub fn plan(config: &JobConfig, shapes: &DataShapes, threads: usize) -> Result<J
     let batch: Vec<usize> = (0..config.train.batch_size.min(shapes.train.n)).collect();
     trainer.step(&batch)?;
     let step = device.memory();
-    trainer.evaluate_all()?;
     if config.train.epochs > 1 {
-        // Later epochs train while the tables of all test grids live.
+        trainer.evaluate_on_the_way()?;
+        // Later epochs train while the tables of the grids tested so far live.
         trainer.step(&batch)?;
     }
+    trainer.evaluate_all()?;
     let memory = device.memory();
     let saved = saved_by_forward(config, shapes, batch.len(), threads)?;
     let n_parameters = trainer.params().n_scalars();

@@ -198,7 +198,12 @@ impl Run {
             let n_samples = order.len() - (first_batch as usize * batch_size).min(order.len());
             let learning_rate = self.trainer.learning_rate();
             let loss = self.mean_loss();
-            self.eval = self.trainer.evaluate_all()?;
+            // Other resolutions cost more than they tell on the way: they are tested at the end.
+            self.eval = if epoch + 1 == n_epochs {
+                self.trainer.evaluate_all()?
+            } else {
+                self.trainer.evaluate_on_the_way()?
+            };
             self.note_peaks();
             let metric = self.first_test_error();
             self.trainer.end_epoch(metric)?;
@@ -335,7 +340,7 @@ impl Run {
     }
 
     fn finish(&mut self, stopped: Option<StopReason>) -> Result<Summary, JobError> {
-        if self.eval.is_empty() {
+        if self.eval.len() < self.trainer.test_labels().count() {
             self.eval = self.trainer.evaluate_all()?;
         }
         let summary = self.write_summary(stopped.is_none())?;

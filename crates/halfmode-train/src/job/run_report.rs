@@ -176,7 +176,7 @@ fn charts(records: &[EpochRecord]) -> Vec<Chart> {
         records.iter().filter_map(|record| Some((record.epoch as f64, value(record)?))).collect()
     };
     let series = |name: String, points| Series { name, points };
-    let labels: Vec<&String> = records.first().map(|record| record.eval.keys().collect()).unwrap_or_default();
+    let labels: Vec<&String> = records.last().map(|record| record.eval.keys().collect()).unwrap_or_default();
     let errors = labels.iter().map(|label| {
         series(format!("test L2, {label}"), points(&|record| record.eval.get(*label).map(|errors| errors.l2)))
     });

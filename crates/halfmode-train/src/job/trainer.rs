@@ -364,6 +364,16 @@ impl Trainer {
         self.tests.iter().enumerate().map(|(idx, test)| Ok((test.shape.label.clone(), self.evaluate(idx)?))).collect()
     }
 
+    /// The first test set, which steers schedule and best model, and all others on the training grid.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::evaluate`].
+    pub fn evaluate_on_the_way(&self) -> Result<BTreeMap<String, Evaluation>, JobError> {
+        let own = |(idx, test): &(usize, &FieldSet)| *idx == 0 || test.shape.grid == self.train.shape.grid;
+        let tests = self.tests.iter().enumerate().filter(own);
+        tests.map(|(idx, test)| Ok((test.shape.label.clone(), self.evaluate(idx)?))).collect()
+    }
+
     /// The state of everything that is not a tensor, for a checkpoint.
     #[must_use]
     pub fn snapshot(&self) -> TrainState {
