@@ -92,11 +92,15 @@ fn n_and_n_more_epochs_are_2n_epochs() {
     let done = folder.run("train parts --resume --plots 0 --set train.epochs=2").ok();
     done.says(&["changed since the run began: train.epochs: 1 -> 2", "epoch 2/2"]);
     assert_same_run(&folder.join("whole"), &folder.join("parts"));
+    // The last epoch of a run also tests the other resolutions; the training's own is tested in all.
     let metrics = |run: &str| {
         let records = read_metrics(folder.join(run).join("metrics.jsonl")).unwrap();
-        records.into_iter().map(|record| (record["loss"].clone(), record["eval"].clone())).collect::<Vec<_>>()
+        records.into_iter().map(|record| (record["loss"].clone(), record["eval"]["16"].clone())).collect::<Vec<_>>()
     };
     assert_eq!(metrics("whole"), metrics("parts"));
+    let last = |run: &str| read_metrics(folder.join(run).join("metrics.jsonl")).unwrap().pop().unwrap()["eval"].clone();
+    assert_eq!(last("whole"), last("parts"));
+    assert_eq!(last("whole").as_object().unwrap().len(), 2);
 }
 
 /// Starts a long run, stops it in its second epoch, and goes on from there.

@@ -433,6 +433,6 @@ mod tests {
         let old = JobConfig::darcy();
         let mut new = old.clone();
         new.train.epochs = 30;
-        assert_eq!(differences(&old, &new), ["train.epochs: 15 -> 30"]);
+        assert_eq!(differences(&old, &new), ["train.epochs: 18 -> 30"]);
     }
 }
