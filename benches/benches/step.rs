@@ -11,7 +11,9 @@ use ndarray::{ArrayD, IxDyn};
 
 fn main() {
     let mut bench = Bench::from_args("training step; reference: the same step in `full`");
-    let configs: [(&str, &[usize], usize, usize, &[usize]); 5] = [
+    /// Name, grid, batch, width, modes.
+    type Config = (&'static str, &'static [usize], usize, usize, &'static [usize]);
+    let configs: [Config; 5] = [
         ("fno2d_64_b8_h32_m16", &[64, 64], 8, 32, &[16, 16]),
         ("fno2d_64_b8_h32_m32", &[64, 64], 8, 32, &[32, 32]),
         ("fno2d_128_b4_h64_m16", &[128, 128], 4, 64, &[16, 16]),
@@ -36,13 +38,14 @@ fn main() {
                     test: vec!["random".into()],
                     input: "x".into(),
                     output: "y".into(),
-                    layout: Default::default(),
+                    layout: halfmode_train::job::FileLayout::ChannelsFirst,
                 });
                 config.train.loss = LossKind::L2;
                 config.train.batch_size = batch;
                 config.precision = PrecisionConfig::new(preset, format);
                 let shape = IxDyn(&[&[batch, 1][..], grid].concat());
-                let array = || ArrayD::from_shape_vec(shape.clone(), noise(shape.size())).unwrap();
+                let array =
+                    || ArrayD::from_shape_vec(shape.clone(), noise(batch * grid.iter().product::<usize>())).unwrap();
                 let pairs = FieldPairs::new(array(), array()).unwrap();
                 let data = JobData { train: pairs.clone(), tests: vec![("random".into(), pairs)], notes: vec![] };
                 Trainer::new(config, &device, &data.shapes(), Some(data)).unwrap()
@@ -50,8 +53,8 @@ fn main() {
             let (mut half, mut full) = (trainer(preset), trainer(Preset::Full));
             let indices: Vec<usize> = (0..batch).collect();
             let name = format!("step/cpu/{label}/{name}");
-            let candidate = &mut || drop(half.step(&indices).unwrap());
-            bench.pair(&name, &device, candidate, &mut || drop(full.step(&indices).unwrap()));
+            let candidate = &mut || _ = half.step(&indices).unwrap();
+            bench.pair(&name, &device, candidate, &mut || _ = full.step(&indices).unwrap());
         }
     }
     bench.finish();

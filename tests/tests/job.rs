@@ -1,4 +1,5 @@
 //! Whole jobs on small Darcy data: what must hold across crates.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_operators::{FnoConfig, StabilizerKind};
 use halfmode_precision::{Precision, PrecisionConfig, Preset};

@@ -1,5 +1,6 @@
 //! The mode contraction of the spectral convolution against the general einsum of the contraction
 //! crate: the fast kernel and its readable reference.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_autograd::{Cx, Op};
 use halfmode_contract::{Equation, Operand, OutputSpec, Plan, Policy, execute};

@@ -1,4 +1,5 @@
 //! What a half FFT does to numbers, and what the truncated transform does not.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use half::f16;
 use halfmode_fft::{Transform, TransformConfig, Weights, true_half_fft};

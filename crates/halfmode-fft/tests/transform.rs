@@ -1,4 +1,5 @@
 //! Transforms against the definition, in every precision, on any sizes.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_fft::{Algorithm, Transform, TransformConfig, Weights, reference};
 use halfmode_precision::{DType, Domain, Precision};

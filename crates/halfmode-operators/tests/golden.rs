@@ -1,4 +1,5 @@
 //! Outputs and all gradients of the peer's FNO, in double precision.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_autograd::{Cx, LeafId, Tape};
 use halfmode_nn::{Module, Params};
