@@ -3,8 +3,8 @@
 use crate::blocking::Blocking;
 use crate::pair::{self, Placement, Source};
 use crate::{ComplexLayout, Conj, Error, Operand, OutputSpec, Plan, Result};
-use halfmode_precision::{DType, Domain};
-use halfmode_tensor::{Device, Purpose, Tensor, View, with_real};
+use halfmode_precision::{DType, Domain, Precision};
+use halfmode_tensor::{Device, Purpose, Target, Tensor, View, with_real};
 
 /// The contraction that `plan` describes, e.g. `y[b,x,o] = sum_i x[b,x,i] w[x,i,o]`.
 ///
@@ -27,26 +27,8 @@ use halfmode_tensor::{Device, Purpose, Tensor, View, with_real};
 /// memory runs out.
 pub fn execute(plan: &Plan, operands: &[Operand<'_>], output: &OutputSpec) -> Result<Tensor> {
     let (device, domain) = check(plan, operands)?;
-    let run = Run { plan, device, domain, output };
-    let equation = plan.equation();
-    let values: Vec<Value> =
-        operands.iter().zip(equation.operands()).map(|(operand, labels)| Value::of_operand(operand, labels)).collect();
-    let Some((last, before)) = plan.steps().split_last() else {
-        let blocking = Blocking::unary(&equation.operands()[0], equation.output(), plan.sizes(), domain.scalars());
-        return run.last(&blocking, values.first(), None);
-    };
-    let mut values: Vec<Option<Value>> = values.into_iter().map(Some).collect();
-    for step in before {
-        // Taken, so that intermediates are freed at the end of this turn.
-        let (lhs, rhs) = (values[step.lhs].take(), values[step.rhs].take());
-        let blocking = Blocking::of_step(step, plan.sizes(), domain.scalars());
-        let result = run.intermediate(&blocking, lhs.as_ref(), rhs.as_ref(), &step.labels)?;
-        values.push(Some(result));
-    }
-    let blocking = Blocking::of_step(last, plan.sizes(), domain.scalars());
-    run.last(&blocking, values[last.lhs].as_ref(), values[last.rhs].as_ref())
+    Run { plan, device, kernels: device, domain, output }.contract(operands)
 }
-
 /// A tensor on its way through the plan.
 struct Value {
     tensor: Tensor,
@@ -78,11 +60,36 @@ fn placement(tensor: &Tensor, labels: &[char], layout: ComplexLayout) -> Placeme
 struct Run<'a> {
     plan: &'a Plan,
     device: &'a Device,
+    kernels: &'a dyn ContractKernels,
     domain: Domain,
     output: &'a OutputSpec,
 }
 
 impl Run<'_> {
+    fn contract(&self, operands: &[Operand<'_>]) -> Result<Tensor> {
+        let equation = self.plan.equation();
+        let values: Vec<Value> = operands
+            .iter()
+            .zip(equation.operands())
+            .map(|(operand, labels)| Value::of_operand(operand, labels))
+            .collect();
+        let Some((last, before)) = self.plan.steps().split_last() else {
+            let blocking =
+                Blocking::unary(&equation.operands()[0], equation.output(), self.plan.sizes(), self.domain.scalars());
+            return self.last(&blocking, values.first(), None);
+        };
+        let mut values: Vec<Option<Value>> = values.into_iter().map(Some).collect();
+        for step in before {
+            // Taken, so that intermediates are freed at the end of this turn.
+            let (lhs, rhs) = (values[step.lhs].take(), values[step.rhs].take());
+            let blocking = Blocking::of_step(step, self.plan.sizes(), self.domain.scalars());
+            let result = self.intermediate(&blocking, lhs.as_ref(), rhs.as_ref(), &step.labels)?;
+            values.push(Some(result));
+        }
+        let blocking = Blocking::of_step(last, self.plan.sizes(), self.domain.scalars());
+        self.last(&blocking, values[last.lhs].as_ref(), values[last.rhs].as_ref())
+    }
+
     fn intermediate(
         &self,
         blocking: &Blocking,
@@ -115,21 +122,91 @@ impl Run<'_> {
         (result, placement): (&mut Tensor, &Placement),
         scale: f64,
     ) -> Result<()> {
-        let accumulator = self.output.precision.accumulate();
-        let scratch = self.device.scratch(blocking.scratch_len(), accumulator.bytes());
-        if !self.device.launches() {
-            return Ok(());
-        }
-        let one = Placement { labels: Vec::new(), strides: Vec::new(), lane: 1 };
-        let (a, b) = (source(lhs, &one)?, source(rhs, &one)?);
-        let target = (result.view_mut()?, placement);
-        with_real!(accumulator, R => pair::product::<R>(self.device, blocking, (a, b), target, scale, &scratch));
-        Ok(())
+        let accumulate = self.output.precision.accumulate();
+        self.kernels.pair_product(&PairProduct { blocking, lhs, rhs, placement, scale, accumulate }, result)
     }
 }
 
-/// A value as one side of a product. The number one stands for an absent side: a single operand is
-/// summed and permuted as its product with it.
+/// One pairwise product. The number one stands for an absent side: a single operand is summed and
+/// permuted as its product with it.
+pub(crate) struct PairProduct<'a> {
+    blocking: &'a Blocking,
+    lhs: Option<&'a Value>,
+    rhs: Option<&'a Value>,
+    /// Of the result.
+    placement: &'a Placement,
+    scale: f64,
+    accumulate: Precision,
+}
+
+/// The kernel of contractions. The default body is the definition, in double precision; a device
+/// overrides it. It is called on the planning device too, where it counts and computes nothing.
+pub(crate) trait ContractKernels {
+    /// Writes `result = scale · Σ lhs · rhs`.
+    fn pair_product(&self, product: &PairProduct<'_>, result: &mut Tensor) -> Result<()> {
+        product.by_definition(result)
+    }
+}
+
+impl ContractKernels for Device {
+    fn pair_product(&self, product: &PairProduct<'_>, result: &mut Tensor) -> Result<()> {
+        match self.target() {
+            Target::Cpu { .. } => product.on_cpu(self, result),
+        }
+    }
+}
+
+impl PairProduct<'_> {
+    fn on_cpu(&self, device: &Device, result: &mut Tensor) -> Result<()> {
+        let scratch = device.scratch(self.blocking.scratch_len(), self.accumulate.bytes());
+        if !device.launches() {
+            return Ok(());
+        }
+        let one = Placement { labels: Vec::new(), strides: Vec::new(), lane: 1 };
+        let (a, b) = (source(self.lhs, &one)?, source(self.rhs, &one)?);
+        let target = (result.view_mut()?, self.placement);
+        with_real!(self.accumulate, R => pair::product::<R>(device, self.blocking, (a, b), target, self.scale, &scratch));
+        Ok(())
+    }
+
+    /// One term after the other, over every combination of all labels.
+    fn by_definition(&self, result: &mut Tensor) -> Result<()> {
+        let Blocking { batch, m, n, k, sum_a, sum_b, lanes } = self.blocking;
+        let groups = [batch, m, n, k, sum_a, sum_b];
+        let labels: Vec<char> = groups.iter().flat_map(|group| group.labels.iter().copied()).collect();
+        let sizes: Vec<usize> = groups.iter().flat_map(|group| group.sizes.iter().copied()).collect();
+        let read = |value: Option<&Value>| value.map(|value| value.tensor.to_vec::<f64>()).transpose();
+        let (lhs, rhs) = (read(self.lhs)?, read(self.rhs)?);
+        let mut out = vec![0.0; result.numel() * result.dtype().domain.scalars()];
+        for term in 0..sizes.iter().product() {
+            let offset = |placement: &Placement| {
+                let mut rest = term;
+                labels.iter().zip(&sizes).fold(0, |offset, (&label, size)| {
+                    let idx = rest % size;
+                    rest /= size;
+                    offset + idx * placement.stride(label)
+                })
+            };
+            let element = |values: &Option<Vec<f64>>, value: Option<&Value>| match (values, value) {
+                (Some(values), Some(Value { placement, conj, .. })) => {
+                    let at = offset(placement);
+                    let im = if *lanes == 2 { values[at + placement.lane] } else { 0.0 };
+                    (values[at], if *conj == Conj::Yes { -im } else { im })
+                }
+                _ => (1.0, 0.0),
+            };
+            let ((a, b), (c, d)) = (element(&lhs, self.lhs), element(&rhs, self.rhs));
+            let at = offset(self.placement);
+            out[at] += self.scale * (a * c - b * d);
+            if *lanes == 2 {
+                out[at + self.placement.lane] += self.scale * (a * d + b * c);
+            }
+        }
+        Ok(result.copy_from_slice(&out)?)
+    }
+}
+
+/// A value as one side of a product.
 fn source<'v>(value: Option<&'v Value>, one: &'v Placement) -> Result<Source<'v>> {
     Ok(match value {
         Some(Value { tensor, placement, conj }) => Source { view: tensor.view()?, placement, conj: *conj },
@@ -160,4 +237,56 @@ fn check<'a>(plan: &Plan, operands: &[Operand<'a>]) -> Result<(&'a Device, Domai
         }
     }
     Ok((first.tensor.device(), domain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Equation, Policy};
+    use halfmode_tensor::Shape;
+
+    /// Runs the default body.
+    struct Definition;
+    impl ContractKernels for Definition {}
+
+    #[test]
+    fn the_override_computes_what_the_default_body_says() {
+        let device = Device::cpu(2).unwrap();
+        let cases: [(&str, &[&[usize]]); 5] = [
+            ("bxi,xio->bxo", &[&[2, 37, 5], &[37, 5, 3]]),
+            ("ab,bc,cd->da", &[&[3, 4], &[4, 130], &[130, 2]]),
+            ("bi,b,oi->bo", &[&[1, 7], &[1], &[5, 7]]),
+            ("abc->ca", &[&[3, 4, 5]]),
+            ("ab,cd->ac", &[&[6, 2], &[3, 9]]),
+        ];
+        for (text, shapes) in cases {
+            let equation: Equation = text.parse().unwrap();
+            let shapes: Vec<Shape> = shapes.iter().map(|shape| Shape::new(shape)).collect();
+            let plan = Plan::new(&equation, &shapes, Policy::Memory).unwrap();
+            for domain in [Domain::Real, Domain::Complex] {
+                let dtype = DType { domain, precision: Precision::F64 };
+                let tensors: Vec<Tensor> = shapes
+                    .iter()
+                    .enumerate()
+                    .map(|(seed, shape)| {
+                        let n = shape.numel() * domain.scalars();
+                        let value = |i: usize| ((i + 1) as f64 * 0.754_877_666 + 0.1 * seed as f64).fract() - 0.5;
+                        let values: Vec<f64> = (0..n).map(value).collect();
+                        Tensor::from_scalars(&device, &values, shape.clone(), dtype, Purpose::Workspace).unwrap()
+                    })
+                    .collect();
+                let mut operands: Vec<Operand<'_>> = tensors.iter().map(Operand::new).collect();
+                operands[0].conj = if domain == Domain::Complex { Conj::Yes } else { Conj::No };
+                let output = OutputSpec::new(Precision::F64, Purpose::Workspace);
+                let run = |kernels: &dyn ContractKernels| {
+                    let run = Run { plan: &plan, device: &device, kernels, domain, output: &output };
+                    run.contract(&operands).unwrap().to_vec::<f64>().unwrap()
+                };
+                let (got, want) = (run(&device), run(&Definition));
+                // Sums of at most 520 products below 1.
+                let close = |(got, want): (&f64, &f64)| (got - want).abs() <= 1e-12;
+                assert!(got.len() == want.len() && got.iter().zip(&want).all(close), "{text} {domain:?}");
+            }
+        }
+    }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Placement {
 
 impl Placement {
     /// Distance along a label; 0 for labels that the tensor does not have.
-    fn stride(&self, label: char) -> usize {
+    pub(crate) fn stride(&self, label: char) -> usize {
         self.labels.iter().position(|&it| it == label).map_or(0, |axis| self.strides[axis])
     }
 }

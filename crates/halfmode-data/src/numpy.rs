@@ -4,7 +4,7 @@
 //! For `.npz` archives see [`NpzFile`](crate::NpzFile) and [`write_npz`].
 
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 use half::f16;
@@ -49,10 +49,11 @@ pub fn npy_info(path: &Path) -> Result<ArrayInfo> {
 /// # Errors
 /// [`Error::Io`]; an existing file is then unchanged.
 pub fn write_npy<T: Real>(path: &Path, array: &ArrayViewD<'_, T>) -> Result<()> {
-    write_atomically(path, |writer| {
+    let fill = |writer: &mut BufWriter<File>| {
         let array = array.as_standard_layout();
         array.write_npy(&mut *writer).map_err(|error| write_error(path, npy_to_io(error)))
-    })
+    };
+    write_atomically(path, fill, |source| write_error(path, source))
 }
 
 /// An array to put into an archive.
@@ -72,7 +73,7 @@ pub enum NpzArray<'a> {
 /// # Errors
 /// [`Error::Io`]; an existing file is then unchanged.
 pub fn write_npz(path: &Path, arrays: &[(&str, NpzArray<'_>)]) -> Result<()> {
-    write_atomically(path, |writer| {
+    let fill = |writer: &mut BufWriter<File>| {
         let mut npz = NpzWriter::new(&mut *writer);
         for (name, array) in arrays {
             match array {
@@ -84,7 +85,8 @@ pub fn write_npz(path: &Path, arrays: &[(&str, NpzArray<'_>)]) -> Result<()> {
         }
         let writer = npz.finish().map_err(|error| write_error(path, npz_to_io(error)))?;
         writer.flush().map_err(|source| write_error(path, source))
-    })
+    };
+    write_atomically(path, fill, |source| write_error(path, source))
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> Error {

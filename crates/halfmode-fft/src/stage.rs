@@ -67,7 +67,7 @@ impl Stage<'_> {
         };
         let at_modes = |outer: usize, row: usize, col: usize| (outer * 2 * k + row) * self.inner + col;
         let x = input.to_vec::<f64>()?;
-        let mut y = vec![0.0; output.view()?.len()];
+        let mut y = vec![0.0; output.numel() * output.dtype().domain.scalars()];
         for outer in 0..self.outer {
             for col in 0..self.inner {
                 for mode in 0..2 * k {
@@ -79,8 +79,7 @@ impl Stage<'_> {
                 }
             }
         }
-        output.view_mut()?.narrow(&y);
-        Ok(())
+        Ok(output.copy_from_slice(&y)?)
     }
 
     fn run(&self, device: &Device, direction: Direction, input: &Tensor, output: &mut Tensor) -> Result<()> {

@@ -1,14 +1,12 @@
 //! A pointwise two-layer perceptron whose hidden layer is recomputed: lifting and projection.
 
-use crate::partial::{Partial, part_ranges, split_sums};
-use crate::rows::{add_bias, add_column_sums, scale_by};
+mod cpu;
+
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{DType, Precision};
-use halfmode_tensor::{Mat, MatMut, Purpose, Real, Shape, Tensor, View, ViewMut, with_real};
-use rayon::prelude::*;
+use halfmode_tensor::{Device, Purpose, Real, Shape, Target, Tensor};
 use smallvec::smallvec;
-use std::ops::Range;
 
 /// Where the channels are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +50,46 @@ pub struct PointwiseMlp {
     pub embedding: GridEmbedding,
 }
 
-/// Points per tile.
-const TILE: usize = 128;
+/// The kernels of the perceptron. The default bodies are the definition, point by point in double
+/// precision; a device overrides them.
+pub(crate) trait MlpKernels {
+    /// Writes the output.
+    fn mlp_forward(&self, plan: &Plan, inputs: &[&Tensor; 5], y: &mut Tensor) -> Result<()> {
+        plan.forward_by_definition(inputs, y)
+    }
+
+    /// Writes the gradient of the input where there is a place for it; returns those of the weights,
+    /// in the accumulator's precision.
+    fn mlp_backward(
+        &self,
+        plan: &Plan,
+        inputs: &[&Tensor; 5],
+        grad: Tensor,
+        gx: Option<&mut Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        plan.backward_by_definition(inputs, &grad, gx)
+    }
+}
+
+impl MlpKernels for Device {
+    fn mlp_forward(&self, plan: &Plan, inputs: &[&Tensor; 5], y: &mut Tensor) -> Result<()> {
+        match self.target() {
+            Target::Cpu { .. } => cpu::forward(self, plan, inputs, y),
+        }
+    }
+
+    fn mlp_backward(
+        &self,
+        plan: &Plan,
+        inputs: &[&Tensor; 5],
+        grad: Tensor,
+        gx: Option<&mut Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        match self.target() {
+            Target::Cpu { .. } => cpu::backward(self, plan, inputs, grad, gx),
+        }
+    }
+}
 
 /// A field in either layout, cut by batch entry and point.
 #[derive(Clone)]
@@ -94,79 +130,17 @@ impl Layout {
         extents.into()
     }
 
-    /// Widens points of one batch entry into `tile`; rows of the tile are `stride` apart. Channels
-    /// first come out as columns, so the tile is described by (row, col) strides.
-    fn load<R: Real>(&self, x: View<'_>, (b, points): (usize, Range<usize>), tile: &mut [R]) {
+    /// Where channel `c` of a point of a batch entry is.
+    fn at(&self, b: usize, point: usize, c: usize) -> usize {
         match self.channels_at {
-            Channels::Last => {
-                let start = (b * self.points() + points.start) * self.channels;
-                x.slice(start..start + points.len() * self.channels).widen(&mut tile[..points.len() * self.channels]);
-            }
-            Channels::First => {
-                for c in 0..self.channels {
-                    let start = (b * self.channels + c) * self.points() + points.start;
-                    x.slice(start..start + points.len()).widen(&mut tile[c * points.len()..(c + 1) * points.len()]);
-                }
-            }
-        }
-    }
-
-    /// (row, col) strides of a loaded tile of `n` points.
-    fn strides(&self, n: usize, channels: usize) -> (usize, usize) {
-        match self.channels_at {
-            Channels::Last => (channels, 1),
-            Channels::First => (1, n),
-        }
-    }
-
-    /// Mutable pieces of the field, one list per (batch entry, tile of points), in that order.
-    fn tiles_mut<'a>(&self, x: ViewMut<'a>) -> Vec<Vec<ViewMut<'a>>> {
-        let n_tiles = self.points().div_ceil(TILE);
-        match self.channels_at {
-            Channels::Last => {
-                let entries = x.chunks((self.points() * self.channels).max(1));
-                entries
-                    .into_iter()
-                    .flat_map(|entry| entry.chunks(TILE * self.channels))
-                    .map(|piece| vec![piece])
-                    .collect()
-            }
-            Channels::First => {
-                let mut tiles: Vec<Vec<ViewMut<'a>>> = (0..self.batch * n_tiles).map(|_| Vec::new()).collect();
-                for (row, line) in x.chunks(self.points().max(1)).into_iter().enumerate() {
-                    for (tile, piece) in line.chunks(TILE).into_iter().enumerate() {
-                        tiles[row / self.channels * n_tiles + tile].push(piece);
-                    }
-                }
-                tiles
-            }
-        }
-    }
-}
-
-/// Rounds a tile, laid out as [`Layout::load`] leaves it, into its pieces.
-fn store<R: Real>(pieces: &mut [ViewMut<'_>], tile: &[R]) {
-    let mut start = 0;
-    for piece in pieces {
-        let len = piece.len();
-        piece.narrow(&tile[start..start + len]);
-        start += len;
-    }
-}
-
-/// Writes the coordinates of points as the columns after `channels` of a tile.
-fn embed<R: Real>(grid: &[usize], points: Range<usize>, tile: &mut [R], (row, col): (usize, usize), channels: usize) {
-    for (idx, point) in points.enumerate() {
-        let mut rest = point;
-        for axis in (0..grid.len()).rev() {
-            tile[idx * row + (channels + axis) * col] = R::from_f64((rest % grid[axis]) as f64 / grid[axis] as f64);
-            rest /= grid[axis];
+            Channels::First => (b * self.channels + c) * self.points() + point,
+            Channels::Last => (b * self.points() + point) * self.channels + c,
         }
     }
 }
 
 /// Sizes of one call.
-struct Plan {
+pub(crate) struct Plan {
     x: Layout,
     y: Layout,
     /// Channels that the first layer sees: data and coordinates.
@@ -176,43 +150,84 @@ struct Plan {
 }
 
 impl Plan {
-    fn n_tiles(&self) -> usize {
-        self.x.batch * self.x.points().div_ceil(TILE)
+    /// Channels and coordinates of a point.
+    fn first_layer(&self, x: &[f64], b: usize, point: usize) -> Vec<f64> {
+        let mut first: Vec<f64> = (0..self.x.channels).map(|c| x[self.x.at(b, point, c)]).collect();
+        if self.c_first > self.x.channels {
+            let mut behind = self.x.points();
+            for &n in &self.x.grid {
+                behind /= n;
+                first.push((point / behind % n) as f64 / n as f64);
+            }
+        }
+        first
     }
 
-    /// Batch entry and points of a tile.
-    fn tile(&self, idx: usize) -> (usize, Range<usize>) {
-        let (points, n_tiles) = (self.x.points(), self.x.points().div_ceil(TILE));
-        let start = idx % n_tiles * TILE;
-        (idx / n_tiles, start..(start + TILE).min(points))
+    /// Calls `each` with batch entry, point, first layer, hidden layer after the activation and its
+    /// slope there.
+    fn each_point(&self, values: &[Vec<f64>], mut each: impl FnMut(usize, usize, &[f64], &[f64], &[f64])) {
+        let [x, w1, b1, ..] = values else { return };
+        for (b, point) in (0..self.x.batch).flat_map(|b| (0..self.x.points()).map(move |point| (b, point))) {
+            let first = self.first_layer(x, b, point);
+            let rows = w1.chunks_exact(self.c_first).zip(b1);
+            let mut hidden: Vec<f64> =
+                rows.map(|(row, b)| b + row.iter().zip(&first).map(|(w, x)| w * x).sum::<f64>()).collect();
+            let mut slope = vec![0.0; hidden.len()];
+            f64::gelu_both(&mut hidden, &mut slope);
+            each(b, point, &first, &hidden, &slope);
+        }
     }
 
-    /// Loads a tile of the input with its coordinates; returns its (row, col) strides.
-    ///
-    /// A channels-last tile is widened to rows of `c_first`; when coordinates follow, the rows are
-    /// spread from the end so that nothing is overwritten before it has moved.
-    fn load<R: Real>(&self, x: View<'_>, at: (usize, Range<usize>), tile: &mut [R]) -> (usize, usize) {
-        let (n, c) = (at.1.len(), self.x.channels);
-        self.x.load(x, at.clone(), tile);
-        let strides = self.x.strides(n, self.c_first);
-        if self.c_first > c {
-            if self.x.channels_at == Channels::Last {
-                for row in (0..n).rev() {
-                    tile.copy_within(row * c..(row + 1) * c, row * self.c_first);
+    fn forward_by_definition(&self, inputs: &[&Tensor; 5], y: &mut Tensor) -> Result<()> {
+        let values = wide(inputs)?;
+        let (w2, b2) = (&values[3], &values[4]);
+        let mut out = vec![0.0; y.numel()];
+        self.each_point(&values, |b, point, _, hidden, _| {
+            for (o, (row, bias)) in w2.chunks_exact(self.c_hidden).zip(b2).enumerate() {
+                out[self.y.at(b, point, o)] = bias + row.iter().zip(hidden).map(|(w, h)| w * h).sum::<f64>();
+            }
+        });
+        Ok(y.copy_from_slice(&out)?)
+    }
+
+    fn backward_by_definition(
+        &self,
+        inputs: &[&Tensor; 5],
+        grad: &Tensor,
+        gx: Option<&mut Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let (values, g, c_hidden) = (wide(inputs)?, grad.to_vec::<f64>()?, self.c_hidden);
+        let (w1, w2) = (&values[1], &values[3]);
+        let mut grads: Vec<Vec<f64>> = values.iter().map(|it| vec![0.0; it.len()]).collect();
+        self.each_point(&values, |b, point, first, hidden, slope| {
+            let g: Vec<f64> = (0..self.y.channels).map(|o| g[self.y.at(b, point, o)]).collect();
+            for (o, g) in g.iter().enumerate() {
+                grads[4][o] += g;
+                (0..c_hidden).for_each(|h| grads[3][o * c_hidden + h] += g * hidden[h]);
+            }
+            for h in 0..c_hidden {
+                let g_h = slope[h] * g.iter().enumerate().map(|(o, g)| g * w2[o * c_hidden + h]).sum::<f64>();
+                grads[2][h] += g_h;
+                for (i, first) in first.iter().enumerate() {
+                    grads[1][h * self.c_first + i] += g_h * first;
+                    if i < self.x.channels {
+                        grads[0][self.x.at(b, point, i)] += g_h * w1[h * self.c_first + i];
+                    }
                 }
             }
-            embed(&self.x.grid, at.1, tile, strides, c);
+        });
+        if let Some(gx) = gx {
+            gx.copy_from_slice(&grads[0])?;
         }
-        strides
+        let weights = grads.iter().zip(inputs).skip(1).map(|(grad_w, w)| {
+            Tensor::from_slice(grad.device(), grad_w, w.shape().clone(), self.accumulate, Purpose::Grad)
+        });
+        Ok(weights.collect::<std::result::Result<_, _>>()?)
     }
 }
 
-/// The four weights, widened.
-struct Weights<'a, R> {
-    w1: &'a [R],
-    b1: &'a [R],
-    w2: &'a [R],
-    b2: &'a [R],
+fn wide(inputs: &[&Tensor; 5]) -> Result<Vec<Vec<f64>>> {
+    Ok(inputs.iter().map(|it| it.to_vec()).collect::<std::result::Result<_, _>>()?)
 }
 
 impl PointwiseMlp {
@@ -242,159 +257,11 @@ impl PointwiseMlp {
         let y = Layout { channels_at: self.output, channels: c_out, ..layout.clone() };
         Ok(Plan { x: layout, y, c_first, c_hidden, accumulate: cx.policy.pointwise.accumulate })
     }
-
-    fn run_forward(&self, cx: &Cx, inputs: &[&Tensor; 5]) -> Result<Tensor> {
-        let plan = self.plan(cx, inputs)?;
-        let mut y = cx.device.alloc(plan.y.shape(), DType::real(cx.policy.pointwise.storage), Purpose::Activation)?;
-        let c_out = plan.y.channels;
-        let scratch = cx.device.scratch(TILE * (plan.c_first + plan.c_hidden + c_out), plan.accumulate.bytes());
-        let wide = widen_weights(plan.accumulate, &inputs[1..])?;
-        if cx.device.launches() {
-            let x_view = inputs[0].view()?;
-            let tasks = plan.y.tiles_mut(y.view_mut()?);
-            with_real!(plan.accumulate, R => {
-                let w = weights::<R>(&wide)?;
-                cx.device.run(|| tasks.into_par_iter().enumerate().for_each(|(idx, mut pieces)| {
-                    scratch.with::<R, _>(|scratch| {
-                        let at = plan.tile(idx);
-                        let n = at.1.len();
-                        let (x, scratch) = scratch.split_at_mut(TILE * plan.c_first);
-                        let (h, y) = scratch.split_at_mut(TILE * plan.c_hidden);
-                        let (h, y) = (&mut h[..n * plan.c_hidden], &mut y[..n * c_out]);
-                        let strides = plan.load(x_view, at, x);
-                        hidden(&plan, x, strides, &w, h);
-                        R::gelu(h);
-                        let (row, col) = plan.y.strides(n, c_out);
-                        let out = MatMut { data: y, row, col };
-                        R::gemm((n, c_out, plan.c_hidden), Mat::rows(h, plan.c_hidden), Mat::transposed(w.w2, plan.c_hidden), out, R::ZERO, R::ONE);
-                        for idx in 0..n {
-                            w.b2.iter().enumerate().for_each(|(c, b)| y[idx * row + c * col] += *b);
-                        }
-                        store(&mut pieces, y);
-                    });
-                }));
-            });
-        }
-        Ok(y)
-    }
-
-    fn run_backward(&self, cx: &Cx, inputs: &[&Tensor; 5], grad: Tensor, need_x: bool) -> Result<Vec<Option<Tensor>>> {
-        let plan = self.plan(cx, inputs)?;
-        let (c_out, c_first, c_hidden) = (plan.y.channels, plan.c_first, plan.c_hidden);
-        let dtype = DType::real(cx.policy.pointwise.storage);
-        let mut gx = need_x.then(|| cx.device.alloc(plan.x.shape(), dtype, Purpose::Activation)).transpose()?;
-        let scratch_len = TILE * (2 * c_first + 3 * c_hidden + c_out);
-        let scratch = cx.device.scratch(scratch_len, plan.accumulate.bytes());
-        let wide = widen_weights(plan.accumulate, &inputs[1..])?;
-        let parts = part_ranges(plan.n_tiles(), 1);
-        let lens = [c_hidden * c_first, c_hidden, c_out * c_hidden, c_out];
-        let mut partial = Partial::new(&cx.device, parts.len(), plan.accumulate, &lens)?;
-        if cx.device.launches() {
-            let (x_view, g_view) = (inputs[0].view()?, grad.view()?);
-            let mut tiles = match &mut gx {
-                Some(gx) => plan.x.tiles_mut(gx.view_mut()?).into_iter().map(Some).collect(),
-                None => (0..plan.n_tiles()).map(|_| None).collect::<Vec<_>>(),
-            };
-            let mut tasks = Vec::new();
-            for (range, sums) in parts.iter().zip(partial.parts()?) {
-                let rest = tiles.split_off(range.len().min(tiles.len()));
-                tasks.push((range.clone(), std::mem::replace(&mut tiles, rest), sums));
-            }
-            with_real!(plan.accumulate, R => {
-                let w = weights::<R>(&wide)?;
-                cx.device.run(|| tasks.into_par_iter().for_each(|(range, mut pieces, mut sums)| {
-                    scratch.with::<R, _>(|scratch| {
-                        let mut sums = split_sums::<R>(&mut sums, &lens);
-                        for (idx, pieces) in range.zip(&mut pieces) {
-                            let at = plan.tile(idx);
-                            backward_tile(&plan, &w, (x_view, g_view), at, pieces.as_deref_mut(), &mut sums, scratch);
-                        }
-                    });
-                }));
-            });
-        }
-        drop(grad);
-        let shapes: Vec<&[usize]> = inputs[1..].iter().map(|w| &w.shape()[..]).collect();
-        let grads = with_real!(plan.accumulate, R => partial.finish::<R>(&cx.device, &shapes))?;
-        Ok(std::iter::once(gx).chain(grads.into_iter().map(Some)).collect())
-    }
-}
-
-/// `h = w_1 x + b_1`
-fn hidden<R: Real>(plan: &Plan, x: &[R], (row, col): (usize, usize), w: &Weights<'_, R>, h: &mut [R]) {
-    let n = h.len() / plan.c_hidden;
-    let x = Mat { data: x, row, col };
-    R::gemm(
-        (n, plan.c_hidden, plan.c_first),
-        x,
-        Mat::transposed(w.w1, plan.c_first),
-        MatMut::rows(h, plan.c_hidden),
-        R::ZERO,
-        R::ONE,
-    );
-    add_bias(h, w.b1);
-}
-
-fn backward_tile<R: Real>(
-    plan: &Plan,
-    w: &Weights<'_, R>,
-    (x_view, g_view): (View<'_>, View<'_>),
-    at: (usize, Range<usize>),
-    pieces: Option<&mut [ViewMut<'_>]>,
-    sums: &mut [&mut [R]],
-    scratch: &mut [R],
-) {
-    let (c_out, c_first, c_hidden, n) = (plan.y.channels, plan.c_first, plan.c_hidden, at.1.len());
-    let (x, scratch) = scratch.split_at_mut(TILE * c_first);
-    let (gx, scratch) = scratch.split_at_mut(TILE * c_first);
-    let (h, scratch) = scratch.split_at_mut(TILE * c_hidden);
-    let (slope, scratch) = scratch.split_at_mut(TILE * c_hidden);
-    let (gh, gy) = scratch.split_at_mut(TILE * c_hidden);
-    let (h, slope, gh, gy) =
-        (&mut h[..n * c_hidden], &mut slope[..n * c_hidden], &mut gh[..n * c_hidden], &mut gy[..n * c_out]);
-    let (row, col) = plan.load(x_view, at.clone(), x);
-    hidden(plan, x, (row, col), w, h);
-    R::gelu_both(h, slope);
-    plan.y.load(g_view, at, gy);
-    let (gy_row, gy_col) = plan.y.strides(n, c_out);
-    let gy_mat = Mat { data: gy, row: gy_row, col: gy_col };
-    let gy_t = Mat { data: gy, row: gy_col, col: gy_row };
-    let [gw1, gb1, gw2, gb2] = sums else { return };
-    R::gemm((c_out, c_hidden, n), gy_t, Mat::rows(h, c_hidden), MatMut::rows(gw2, c_hidden), R::ONE, R::ONE);
-    for idx in 0..n {
-        gb2.iter_mut().enumerate().for_each(|(c, sum)| *sum += gy[idx * gy_row + c * gy_col]);
-    }
-    R::gemm((n, c_hidden, c_out), gy_mat, Mat::rows(w.w2, c_hidden), MatMut::rows(gh, c_hidden), R::ZERO, R::ONE);
-    scale_by(gh, slope);
-    let x = Mat { data: x, row, col };
-    R::gemm((c_hidden, c_first, n), Mat::transposed(gh, c_hidden), x, MatMut::rows(gw1, c_first), R::ONE, R::ONE);
-    add_column_sums(gh, gb1);
-    if let Some(pieces) = pieces {
-        // Only the data channels: coordinates want no gradient.
-        let c = plan.x.channels;
-        let (row, col) = plan.x.strides(n, c);
-        let gx = &mut gx[..n * c];
-        let out = MatMut { data: gx, row, col };
-        R::gemm(
-            (n, c, c_hidden),
-            Mat::rows(gh, c_hidden),
-            Mat { data: w.w1, row: c_first, col: 1 },
-            out,
-            R::ZERO,
-            R::ONE,
-        );
-        store(pieces, gx);
-    }
 }
 
 /// Weights in the accumulator's precision; shared where they are already.
 pub(crate) fn widen_weights(accumulate: Precision, tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
     Ok(tensors.iter().map(|w| w.cast(accumulate, Purpose::Workspace)).collect::<std::result::Result<_, _>>()?)
-}
-
-fn weights<R: Real>(wide: &[Tensor]) -> Result<Weights<'_, R>> {
-    let slice = |idx: usize| -> Result<&[R]> { Ok(R::direct(wide[idx].view()?).unwrap_or_default()) };
-    Ok(Weights { w1: slice(0)?, b1: slice(1)?, w2: slice(2)?, b2: slice(3)? })
 }
 
 impl Op for PointwiseMlp {
@@ -404,7 +271,14 @@ impl Op for PointwiseMlp {
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
         let inputs: [&Tensor; 5] = self.expect_inputs(inputs)?;
-        let y = self.run_forward(cx, &inputs).map_err(|err| err.in_op(self.name()))?;
+        let run = || {
+            let plan = self.plan(cx, &inputs)?;
+            let dtype = DType::real(cx.policy.pointwise.storage);
+            let mut y = cx.device.alloc(plan.y.shape(), dtype, Purpose::Activation)?;
+            cx.device.mlp_forward(&plan, &inputs, &mut y)?;
+            Ok(y)
+        };
+        let y = run().map_err(|err: Error| err.in_op(self.name()))?;
         // A batch of data outlives the step anyway: a copy in half would only cost.
         let saved = Saved::new(self.name());
         let mut saved = match inputs[0].purpose() {
@@ -429,6 +303,64 @@ impl Op for PointwiseMlp {
         let (x, w1, b1, w2, b2) = (x?, w1?, b1?, w2?, b2?);
         let Some(grad) = grads[0].take() else { return Ok(vec![None; 5]) };
         let inputs = [&x, &w1, &b1, &w2, &b2];
-        self.run_backward(cx, &inputs, grad, needs[0]).map_err(|err| err.in_op(self.name()))
+        let run = || {
+            let plan = self.plan(cx, &inputs)?;
+            let dtype = DType::real(cx.policy.pointwise.storage);
+            let mut gx = needs[0].then(|| cx.device.alloc(plan.x.shape(), dtype, Purpose::Activation)).transpose()?;
+            let weights = cx.device.mlp_backward(&plan, &inputs, grad, gx.as_mut())?;
+            Ok(std::iter::once(gx).chain(weights.into_iter().map(Some)).collect())
+        };
+        run().map_err(|err: Error| err.in_op(self.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfmode_precision::PrecisionPolicy;
+    use std::sync::Arc;
+
+    /// Runs the default bodies.
+    struct Definition;
+    impl MlpKernels for Definition {}
+
+    fn tensor(device: &Device, shape: &[usize], seed: usize) -> Tensor {
+        let n = shape.iter().product::<usize>();
+        let values: Vec<f64> =
+            (0..n).map(|i| 2.0 * ((i + 1) as f64 * 0.754_877_666 + seed as f64 * 0.1).fract() - 1.0).collect();
+        Tensor::from_slice(device, &values, shape, Precision::F64, Purpose::Workspace).unwrap()
+    }
+
+    #[test]
+    fn the_override_computes_what_the_default_bodies_say() {
+        let device = Device::cpu(2).unwrap();
+        let cx = Cx::new(&device, &Arc::new(PrecisionPolicy::double()));
+        for (input, output) in [(Channels::First, Channels::Last), (Channels::Last, Channels::First)] {
+            for embedding in [GridEmbedding::Coordinates, GridEmbedding::None] {
+                // Three channels on 11x13 points, more than one tile, with an odd rest.
+                let shape = if input == Channels::First { [2, 3, 11, 13] } else { [2, 11, 13, 3] };
+                let c_first = if embedding == GridEmbedding::Coordinates { 5 } else { 3 };
+                let shapes: [&[usize]; 5] = [&shape, &[7, c_first], &[7], &[2, 7], &[2]];
+                let inputs: Vec<Tensor> =
+                    shapes.iter().enumerate().map(|(seed, shape)| tensor(&device, shape, seed)).collect();
+                let [x, w1, b1, w2, b2] = &inputs[..] else { unreachable!() };
+                let inputs = [x, w1, b1, w2, b2];
+                let plan = PointwiseMlp { input, output, embedding }.plan(&cx, &inputs).unwrap();
+                let grad = tensor(&device, &plan.y.shape(), 9);
+                let run = |kernels: &dyn MlpKernels| {
+                    let [mut y, mut gx] =
+                        [grad.copy(Purpose::Workspace), x.copy(Purpose::Workspace)].map(|it| it.unwrap());
+                    kernels.mlp_forward(&plan, &inputs, &mut y).unwrap();
+                    let weights = kernels.mlp_backward(&plan, &inputs, grad.clone(), Some(&mut gx)).unwrap();
+                    [y, gx].into_iter().chain(weights).map(|it| it.to_vec::<f64>().unwrap()).collect::<Vec<_>>()
+                };
+                for (got, want) in run(&device).iter().zip(run(&Definition)) {
+                    let size = want.iter().fold(0.0, |max: f64, v| max.max(v.abs()));
+                    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                    // Sums of at most 286 terms.
+                    assert!(got.len() == want.len() && worst <= 1e-13 * size, "{input:?} {embedding:?}: {worst}");
+                }
+            }
+        }
     }
 }

@@ -193,9 +193,9 @@ impl Parameter {
             return Err(Error::Parameter { name: self.spec.name.clone(), expected, found });
         }
         let stored = self.spec.to_stored(values);
-        self.value.view_mut()?.narrow(&stored);
+        self.value.copy_from_slice(&stored)?;
         if let Some(master) = &mut self.master {
-            master.view_mut()?.narrow(&stored);
+            master.copy_from_slice(&stored)?;
         }
         Ok(())
     }

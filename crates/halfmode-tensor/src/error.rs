@@ -31,6 +31,16 @@ pub enum Error {
         /// What it got.
         found: Shape,
     },
+    /// An index is beyond its axis.
+    #[error("{op}: index {index} is out of range for an axis of {n}")]
+    Index {
+        /// The operation.
+        op: &'static str,
+        /// What was asked for.
+        index: usize,
+        /// Extent of the axis.
+        n: usize,
+    },
     /// The element type is not what the operation needs.
     #[error("{op}: `{operand}` is {found}, expected {expected}")]
     DType {

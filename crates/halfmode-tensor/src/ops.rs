@@ -153,20 +153,80 @@ impl Tensor {
         self.device().run(check).unwrap_or(true)
     }
 
-    /// Sum of squares of all scalars, in double precision and in a fixed order.
+    /// Sum of squares of all scalars, in double precision and in an order that does not depend on
+    /// the number of threads. Not finite exactly if a scalar is not, but for f64 beyond 1e154.
     ///
     /// # Errors
     /// [`Error::NoValues`] on the planning device.
     pub fn sum_squares(&self) -> Result<f64> {
         let view = self.view()?;
-        let partial = |idx: usize| {
-            let piece = view.slice(idx * TILE..((idx + 1) * TILE).min(view.len()));
-            (0..piece.len()).map(|i| piece.get(i) * piece.get(i)).sum::<f64>()
-        };
+        let tile = |idx: usize| sum_squares(view.slice(idx * TILE..((idx + 1) * TILE).min(view.len())));
         let n_tiles = view.len().div_ceil(TILE);
-        let sums = self.device().run(|| (0..n_tiles).into_par_iter().map(partial).collect::<Vec<f64>>());
-        Ok(sums.unwrap_or_default().into_iter().sum())
+        // A bias is not worth waking a pool for.
+        if n_tiles <= 1 {
+            return Ok(sum_squares(view));
+        }
+        let sums = self.device().run(|| (0..n_tiles).into_par_iter().map(tile).collect::<Vec<f64>>());
+        Ok(sums.unwrap_or_default().iter().sum())
     }
+
+    /// The entries `indices` of the outermost axis, in a tensor of their own.
+    ///
+    /// # Shapes
+    /// - `self`: `[n, …]`; returns `[indices.len(), …]`
+    ///
+    /// # Errors
+    /// [`Error::Index`] if an index is beyond the axis, [`Error::Rank`] if there is no axis, and those of
+    /// [`Device::alloc`].
+    pub fn gather(&self, indices: &[usize], purpose: Purpose) -> Result<Tensor> {
+        let Some((&n, rest)) = self.shape().split_first() else {
+            return Err(Error::Rank { op: "gather", operand: "x", expected: 1, found: self.shape().clone() });
+        };
+        if let Some(&index) = indices.iter().find(|&&index| index >= n) {
+            return Err(Error::Index { op: "gather", index, n });
+        }
+        let shape: Vec<usize> = std::iter::once(indices.len()).chain(rest.iter().copied()).collect();
+        let mut out = self.device().alloc(shape, self.dtype(), purpose)?;
+        if self.device().launches() {
+            let len = rest.iter().product::<usize>() * self.dtype().domain.scalars();
+            let (source, mut target) = (self.view()?, out.view_mut()?);
+            for (row, &index) in indices.iter().enumerate() {
+                target.slice_mut(row * len..(row + 1) * len).copy_from(source.slice(index * len..(index + 1) * len));
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn sum_squares(values: View<'_>) -> f64 {
+    match values {
+        View::F32(values) => lanes(values, |x| f64::from(*x)),
+        View::F64(values) => lanes(values, |x| *x),
+        View::Bf16(values) => lanes(values, |x| f64::from(x.to_f32())),
+        View::F16(values) => values.iter().map(|x| x.to_f64() * x.to_f64()).sum(),
+    }
+}
+
+/// Independent partial sums of a reduction: one vector register of f32.
+const LANES: usize = 16;
+
+fn lanes<T>(values: &[T], wide: impl Fn(&T) -> f64) -> f64 {
+    f32::vectorised(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0; LANES];
+            let mut pieces = values.chunks_exact(LANES);
+            for piece in &mut pieces {
+                for (lane, value) in lanes.iter_mut().zip(piece) {
+                    *lane += wide(value) * wide(value);
+                }
+            }
+            for (lane, value) in lanes.iter_mut().zip(pieces.remainder()) {
+                *lane += wide(value) * wide(value);
+            }
+            lanes.iter().sum()
+        },
+    )
 }
 
 fn run_tiles<R: Real, F: Elementwise>(f: &F, inputs: &[View<'_>], out: ViewMut<'_>) {

@@ -108,10 +108,25 @@ impl Tensor {
             return Err(Error::Length { n_values: values.len(), shape, expected });
         }
         let mut tensor = Self::zeros(device, shape, dtype, purpose)?;
-        if device.launches() {
-            tensor.view_mut()?.narrow(values);
-        }
+        tensor.copy_from_slice(values)?;
         Ok(tensor)
+    }
+
+    /// Overwrites all scalars with values, which are rounded to the storage precision. On the
+    /// planning device the values are dropped.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if there are more or fewer values, [`Error::Shared`] if other tensors share
+    /// the buffer.
+    pub fn copy_from_slice<R: Real>(&mut self, values: &[R]) -> Result<()> {
+        let expected = self.numel() * self.dtype.domain.scalars();
+        if values.len() != expected {
+            return Err(Error::Length { n_values: values.len(), shape: self.shape.clone(), expected });
+        }
+        if self.device().launches() {
+            self.view_mut()?.narrow(values);
+        }
+        Ok(())
     }
 
     /// Extents, outermost first.

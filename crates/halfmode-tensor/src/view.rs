@@ -159,6 +159,18 @@ impl<'a> ViewMut<'a> {
         R::narrow(src, self);
     }
 
+    /// Copies the scalars of `src`, which has the same length and precision; of another precision it
+    /// copies nothing.
+    pub(crate) fn copy_from(&mut self, src: View<'_>) {
+        match (self, src) {
+            (ViewMut::F64(dst), View::F64(src)) => dst.copy_from_slice(src),
+            (ViewMut::F32(dst), View::F32(src)) => dst.copy_from_slice(src),
+            (ViewMut::Bf16(dst), View::Bf16(src)) => dst.copy_from_slice(src),
+            (ViewMut::F16(dst), View::F16(src)) => dst.copy_from_slice(src),
+            _ => {}
+        }
+    }
+
     /// Sets every scalar to zero.
     pub fn fill_zero(&mut self) {
         match self {

@@ -370,6 +370,37 @@ fn sums_do_not_depend_on_threads() {
 }
 
 #[test]
+fn gathered_entries_and_overwritten_values() {
+    for device in [cpu(), meta()] {
+        for precision in Precision::ALL {
+            let dtype = DType::complex(precision);
+            let counted: Vec<f64> = (0..12).map(f64::from).collect();
+            let x = Tensor::from_scalars(&device, &counted, [3, 2], dtype, Purpose::Data).unwrap();
+            let mut y = x.gather(&[2, 0, 2, 1], Purpose::Activation).unwrap();
+            assert_eq!((&y.shape()[..], y.dtype(), y.purpose()), (&[4, 2][..], dtype, Purpose::Activation));
+            assert_eq!(x.gather(&[], Purpose::Data).unwrap().bytes(), 0);
+            let err = x.gather(&[1, 3], Purpose::Data).unwrap_err();
+            assert_eq!(err.to_string(), "gather: index 3 is out of range for an axis of 3");
+            let scalar = device.alloc([0; 0], dtype, Purpose::Data).unwrap();
+            assert!(matches!(scalar.gather(&[0], Purpose::Data), Err(Error::Rank { .. })));
+            assert!(matches!(y.copy_from_slice(&[0.0; 8]), Err(Error::Length { expected: 16, .. })));
+            if device.launches() {
+                assert_eq!(
+                    values(&y),
+                    [[8.0, 9.0, 10.0, 11.0], [0.0, 1.0, 2.0, 3.0], [8.0, 9.0, 10.0, 11.0], [4.0, 5.0, 6.0, 7.0]]
+                        .concat()
+                );
+                let shared = y.clone();
+                assert_eq!(y.copy_from_slice(&[0.5; 16]), Err(Error::Shared { n_owners: 2 }));
+                drop(shared);
+            }
+            y.copy_from_slice(&[0.5; 16]).unwrap();
+            assert!(!device.launches() || values(&y) == [0.5; 16]);
+        }
+    }
+}
+
+#[test]
 fn arrays_of_any_layout_come_in_and_go_out() {
     let device = cpu();
     let array = Array2::from_shape_fn((3, 5), |(i, j)| (10 * i + j) as f64);

@@ -118,14 +118,13 @@ impl Array {
 
 /// Rounds `values` to a tensor with as many scalars.
 fn write(values: View<'_>, tensor: &mut Tensor) -> Result<()> {
-    let mut target = tensor.view_mut()?;
     match values {
-        View::F32(values) => target.narrow(values),
-        View::F64(values) => target.narrow(values),
+        View::F32(values) => tensor.copy_from_slice(values)?,
+        View::F64(values) => tensor.copy_from_slice(values)?,
         halves => {
             let mut wide = vec![0f32; halves.len()];
             halves.widen(&mut wide);
-            target.narrow(&wide);
+            tensor.copy_from_slice(&wide)?;
         }
     }
     Ok(())

@@ -215,23 +215,3 @@ impl FieldSet {
         &self.y
     }
 }
-
-/// The samples of these indices, in a tensor of their own.
-pub(crate) fn gather(fields: &Tensor, indices: &[usize]) -> Result<Tensor, JobError> {
-    let mut shape = fields.shape().to_vec();
-    let Some(n) = shape.first_mut() else { return Ok(fields.clone()) };
-    *n = indices.len();
-    let sample: usize = shape[1..].iter().product();
-    let mut batch = fields.device().alloc(shape, fields.dtype(), Purpose::Data)?;
-    if fields.device().launches() {
-        let source = fields.view()?;
-        let mut target = batch.view_mut()?;
-        for (row, &idx) in indices.iter().enumerate() {
-            let from = source.slice(idx * sample..(idx + 1) * sample);
-            if let halfmode_tensor::View::F32(values) = from {
-                target.slice_mut(row * sample..(row + 1) * sample).narrow(values);
-            }
-        }
-    }
-    Ok(batch)
-}

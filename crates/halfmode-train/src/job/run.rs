@@ -8,7 +8,7 @@ use crate::job::{
 use crate::pictures::{Field, prediction_png};
 use crate::{MetricsLog, atomic_write, write_named};
 use halfmode_data::shuffled;
-use halfmode_tensor::Device;
+use halfmode_tensor::{Device, Purpose};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -358,10 +358,10 @@ impl Run {
             let n_points: usize = grid.iter().product();
             for sample in 0..self.options.n_plots.min(test.shape.n) {
                 let prediction = trainer.predict(test, &[sample])?;
-                let mut input = crate::job::fields::gather(test.x(), &[sample])?.to_ndarray::<f32>()?;
+                let mut input = test.x().gather(&[sample], Purpose::Data)?.to_ndarray::<f32>()?;
                 trainer.normalisers().input.decode(&mut input.view_mut())?;
                 let input = input.into_raw_vec_and_offset().0;
-                let truth = crate::job::fields::gather(test.y(), &[sample])?.to_vec::<f32>()?;
+                let truth = test.y().gather(&[sample], Purpose::Data)?.to_vec::<f32>()?;
                 let png = render_panels(&input[..n_points], &truth[..n_points], &prediction[..n_points], grid)?;
                 atomic_write(self.options.out.join(format!("plots/{label}-sample-{sample}.png")), &png)?;
             }

@@ -1,6 +1,6 @@
 //! The training step and the evaluation.
 
-use crate::job::fields::{FieldSet, gather};
+use crate::job::fields::FieldSet;
 use crate::job::{DataShapes, Evaluation, JobConfig, JobData, JobError, LossKind, Normalisers};
 use crate::{
     AdamW, Array, Entry, H1Loss, LpLoss, Reduction, Scheduler, SchedulerState, clip_factor, grad_stats, relative_h1,
@@ -10,7 +10,7 @@ use halfmode_autograd::{Cx, Tape, Var};
 use halfmode_nn::{Module, Params};
 use halfmode_operators::Fno;
 use halfmode_precision::{DynamicScaler, LossScale, PrecisionPolicy, ScalerState, Step};
-use halfmode_tensor::{Device, Tensor};
+use halfmode_tensor::{Device, Purpose, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -219,10 +219,10 @@ impl Trainer {
     pub fn step(&mut self, indices: &[usize]) -> Result<StepRecord, JobError> {
         let mut tape = Tape::new(Cx::new(&self.device, &self.policy));
         let weights = self.params.leaves(&mut tape);
-        let x = tape.constant(gather(self.train.x(), indices)?);
+        let x = tape.constant(self.train.x().gather(indices, Purpose::Data)?);
         let prediction = self.fno.forward(&mut tape, &weights, &[&x])?;
         drop((weights, x));
-        let y = tape.constant(gather(self.train.y(), indices)?);
+        let y = tape.constant(self.train.y().gather(indices, Purpose::Data)?);
         let loss = self.loss(&mut tape, &prediction, &y)?;
         drop((prediction, y));
         let sum = if self.device.launches() { loss.value().to_vec::<f64>()?[0] } else { 0.0 };
@@ -322,7 +322,7 @@ impl Trainer {
     pub(crate) fn predict(&self, test: &FieldSet, indices: &[usize]) -> Result<Vec<f32>, JobError> {
         let mut tape = Tape::new(Cx::inference(&self.device, &self.policy));
         let weights = self.params.leaves(&mut tape);
-        let x = tape.constant(gather(test.x(), indices)?);
+        let x = tape.constant(test.x().gather(indices, Purpose::Data)?);
         let prediction = self.fno.forward(&mut tape, &weights, &[&x])?;
         if !self.device.launches() {
             return Ok(Vec::new());
@@ -343,7 +343,7 @@ impl Trainer {
         let indices: Vec<usize> = (0..test.shape.n).collect();
         for batch in indices.chunks(self.eval_batch(test)) {
             let prediction = self.predict(test, batch)?;
-            let truth = gather(test.y(), batch)?;
+            let truth = test.y().gather(batch, Purpose::Data)?;
             if !self.device.launches() {
                 break;
             }

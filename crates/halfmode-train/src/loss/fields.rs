@@ -93,28 +93,25 @@ pub(crate) struct FieldNorm {
 }
 
 /// The loss from the norms of all fields, in their order, and what backward needs. On the planning
-/// device there are no norms.
+/// device the norms mean nothing.
 pub(crate) fn finish(
     op: &'static str,
     cx: &Cx,
     [x, y]: [&Tensor; 2],
-    norms: Option<&[FieldNorm]>,
+    norms: &[FieldNorm],
 ) -> halfmode_autograd::Result<(Outputs, Saved)> {
     let mut saved = Saved::new(op);
     if cx.save {
         let shape = [x.shape()[0], x.shape()[1], 2];
         let mut kept = cx.device.alloc(shape, DType::real(accumulate(cx, x, y)), Purpose::Saved)?;
-        if let Some(norms) = norms {
+        if cx.device.launches() {
             let values: Vec<f64> = norms.iter().flat_map(|norm| [norm.error, norm.weight]).collect();
-            kept.view_mut()?.narrow(&values);
+            kept.copy_from_slice(&values)?;
         }
         saved = saved.share(cx, "prediction", x).share(cx, "target", y).share(cx, "norms", &kept);
     }
     let mut loss = cx.device.alloc([1], DType::real(cx.policy.loss.storage), Purpose::Activation)?;
-    if let Some(norms) = norms {
-        let value: f64 = norms.iter().map(|norm| norm.error * norm.weight).sum();
-        loss.view_mut()?.narrow(&[value]);
-    }
+    loss.copy_from_slice(&[norms.iter().map(|norm| norm.error * norm.weight).sum::<f64>()])?;
     Ok(([loss].into_iter().collect(), saved))
 }
 

@@ -87,7 +87,7 @@ impl<R: Accumulator> Axis<R> {
 
 /// One row of the derivative: central, or the one-sided third-order formula at an end that is not
 /// periodic.
-fn derivative_row(row: usize, n: usize, h: f64, periodic: bool) -> Entries<f64> {
+pub(super) fn derivative_row(row: usize, n: usize, h: f64, periodic: bool) -> Entries<f64> {
     const ONE_SIDED: [f64; 4] = [-11.0, 18.0, -9.0, 2.0];
     if !periodic && (row == 0 || row + 1 == n) {
         let (sign, from_end) = if row == 0 { (1.0, false) } else { (-1.0, true) };

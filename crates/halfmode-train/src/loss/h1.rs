@@ -1,11 +1,12 @@
 //! The H1 error of fields: values and first derivatives.
 
+use super::field_loss::FieldLoss;
 use super::fields::{self, Backward, FieldNorm, Fields, Reduction};
-use super::grid_differences::GridDifferences;
+use super::grid_differences::{GridDifferences, derivative_row};
+use crate::Result;
 use crate::accumulator::{Accumulator, TILE};
-use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::DType;
+use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Device, Purpose, Scratch, Tensor, View, with_real};
 use rayon::prelude::*;
 
@@ -61,6 +62,57 @@ impl H1Loss {
     /// The factor of the quadrature on a norm.
     fn quadrature(&self, fields: &Fields) -> f64 {
         if self.relative { 1.0 } else { fields.spacing(self.measure).product::<f64>().sqrt() }
+    }
+
+    pub(super) fn check(&self, fields: &Fields) -> Result<()> {
+        fields::check_measure(self.measure)?;
+        self.differences::<f64>(fields).map(drop)
+    }
+
+    /// Calls `each` with every row of the difference operators of all axes: points and their coefficients.
+    pub(super) fn each_difference(&self, fields: &Fields, mut each: impl FnMut(&[(usize, f64)])) {
+        let mut stride = fields.n_points;
+        for (axis, (&n, h)) in fields.grid.iter().zip(fields.spacing(self.measure)).enumerate() {
+            stride /= n;
+            let periodic = self.periodic.get(axis).copied().unwrap_or(true);
+            for point in 0..fields.n_points {
+                let along = point / stride % n;
+                let row = derivative_row(along, n, h, periodic).into_iter();
+                each(&row.map(|(other, c)| (point + other * stride - along * stride, c)).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    pub(super) fn norms_on_cpu(
+        &self,
+        device: &Device,
+        fields: &Fields,
+        [x, y]: [&Tensor; 2],
+        precision: Precision,
+    ) -> Result<Vec<FieldNorm>> {
+        let mut work = device.alloc(x.shape().clone(), DType::real(precision), Purpose::Workspace)?;
+        if !device.launches() {
+            return Ok(Vec::new());
+        }
+        with_real!(precision, R => self.norms::<R>(fields, x, y, &mut work))
+    }
+
+    pub(super) fn gradient_on_cpu(
+        &self,
+        device: &Device,
+        fields: &Fields,
+        back: &Backward,
+        precision: Precision,
+        grad: &mut Tensor,
+    ) -> Result<()> {
+        let mut work = device.alloc(grad.shape().clone(), DType::real(precision), Purpose::Workspace)?;
+        // Rows are narrowed from a buffer where they are not stored in the accumulator's precision.
+        let buffer_len = if grad.precision() == precision { 0 } else { rows_of_block(fields) * fields.row_len() };
+        let scratch = device.scratch(buffer_len, precision.bytes());
+        if !device.launches() {
+            return Ok(());
+        }
+        with_real!(precision, R => self.gradient::<R>(fields, back, &mut work, &scratch, grad))
     }
 
     fn norms<R: Accumulator>(
@@ -176,19 +228,7 @@ impl Op for H1Loss {
     }
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
-        let [x, y] = self.expect_inputs(inputs)?;
-        let in_op = |err: Error| err.in_op(NAME);
-        fields::check_measure(self.measure).map_err(in_op)?;
-        let fields = Fields::of_pair(NAME, cx, x, y).map_err(in_op)?;
-        self.differences::<f64>(&fields).map_err(in_op)?;
-        let precision = fields::accumulate(cx, x, y);
-        let mut work = cx.device.alloc(x.shape().clone(), DType::real(precision), Purpose::Workspace)?;
-        let mut norms = None;
-        if cx.device.launches() {
-            norms = Some(with_real!(precision, R => self.norms::<R>(&fields, x, y, &mut work)).map_err(in_op)?);
-        }
-        drop(work);
-        fields::finish(NAME, cx, [x, y], norms.as_deref())
+        FieldLoss::H1(self).forward(cx, inputs)
     }
 
     fn backward(
@@ -198,21 +238,6 @@ impl Op for H1Loss {
         grads: &mut [Option<Tensor>],
         needs: &[bool],
     ) -> halfmode_autograd::Result<Vec<Option<Tensor>>> {
-        let Some(grad) = grads[0].take().filter(|_| needs[0]) else { return Ok(vec![None, None]) };
-        let in_op = |err: Error| err.in_op(NAME);
-        let back = Backward::start(saved, &grad)?;
-        let x = &back.prediction;
-        let fields = Fields::of(NAME, x.shape()).map_err(in_op)?;
-        let precision = fields::accumulate(cx, x, &back.target);
-        let mut grad_x = cx.device.alloc(x.shape().clone(), DType::real(x.precision()), Purpose::Activation)?;
-        let mut work = cx.device.alloc(x.shape().clone(), DType::real(precision), Purpose::Workspace)?;
-        // Rows are narrowed from a buffer where they are not stored in the accumulator's precision.
-        let buffer_len = if x.precision() == precision { 0 } else { rows_of_block(&fields) * fields.row_len() };
-        let scratch = cx.device.scratch(buffer_len, precision.bytes());
-        if cx.device.launches() {
-            with_real!(precision, R => self.gradient::<R>(&fields, &back, &mut work, &scratch, &mut grad_x))
-                .map_err(in_op)?;
-        }
-        Ok(vec![Some(grad_x), None])
+        FieldLoss::H1(self).backward(cx, saved, grads, needs)
     }
 }

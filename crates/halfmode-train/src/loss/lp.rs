@@ -1,11 +1,12 @@
 //! The L^p error of fields, absolute or relative.
 
+use super::field_loss::FieldLoss;
 use super::fields::{self, Backward, FieldNorm, Fields, Reduction};
 use crate::accumulator::{Accumulator, TILE, sum2};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::DType;
-use halfmode_tensor::{Device, Purpose, Tensor, View, with_real};
+use halfmode_precision::Precision;
+use halfmode_tensor::{Device, Tensor, View, with_real};
 use rayon::prelude::*;
 
 const NAME: &str = "lp_loss";
@@ -80,11 +81,39 @@ impl LpLoss {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if !(self.p.is_finite() && self.p >= 1.0) {
             return Err(Error::Setting { setting: "p", value: self.p, expected: "a finite exponent of at least 1" });
         }
         fields::check_measure(self.measure)
+    }
+
+    pub(super) fn norms_on_cpu(
+        &self,
+        device: &Device,
+        fields: &Fields,
+        [x, y]: [&Tensor; 2],
+        precision: Precision,
+    ) -> Result<Vec<FieldNorm>> {
+        if !device.launches() {
+            return Ok(Vec::new());
+        }
+        let (x, y) = (x.view()?, y.view()?);
+        Ok(with_real!(precision, R => self.norms::<R>(device, fields, x, y)))
+    }
+
+    pub(super) fn gradient_on_cpu(
+        &self,
+        device: &Device,
+        fields: &Fields,
+        back: &Backward,
+        precision: Precision,
+        grad: &mut Tensor,
+    ) -> Result<()> {
+        if !device.launches() {
+            return Ok(());
+        }
+        Ok(with_real!(precision, R => self.gradient::<R>(device, fields, back, grad))?)
     }
 
     fn norms<R: Accumulator>(&self, device: &Device, fields: &Fields, x: View<'_>, y: View<'_>) -> Vec<FieldNorm> {
@@ -120,11 +149,11 @@ impl LpLoss {
 
     fn gradient<R: Accumulator>(
         &self,
+        device: &Device,
         fields: &Fields,
         back: &Backward,
         grad: &mut Tensor,
     ) -> halfmode_tensor::Result<()> {
-        let device = grad.device().clone();
         let (x, y) = (back.prediction.view()?, back.target.view()?);
         let exponent = self.exponent();
         let pieces = fields.pieces(grad.view_mut()?, TILE);
@@ -218,15 +247,7 @@ impl Op for LpLoss {
     }
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
-        let [x, y] = self.expect_inputs(inputs)?;
-        self.check().map_err(|err| err.in_op(NAME))?;
-        let fields = Fields::of_pair(NAME, cx, x, y).map_err(|err| err.in_op(NAME))?;
-        let mut norms = None;
-        if cx.device.launches() {
-            let (x, y, precision) = (x.view()?, y.view()?, fields::accumulate(cx, x, y));
-            norms = Some(with_real!(precision, R => self.norms::<R>(&cx.device, &fields, x, y)));
-        }
-        fields::finish(NAME, cx, [x, y], norms.as_deref())
+        FieldLoss::Lp(self).forward(cx, inputs)
     }
 
     fn backward(
@@ -236,15 +257,6 @@ impl Op for LpLoss {
         grads: &mut [Option<Tensor>],
         needs: &[bool],
     ) -> halfmode_autograd::Result<Vec<Option<Tensor>>> {
-        let Some(grad) = grads[0].take().filter(|_| needs[0]) else { return Ok(vec![None, None]) };
-        let back = Backward::start(saved, &grad)?;
-        let x = &back.prediction;
-        let fields = Fields::of(NAME, x.shape()).map_err(|err| err.in_op(NAME))?;
-        let mut grad_x = cx.device.alloc(x.shape().clone(), DType::real(x.precision()), Purpose::Activation)?;
-        if cx.device.launches() {
-            let precision = fields::accumulate(cx, x, &back.target);
-            with_real!(precision, R => self.gradient::<R>(&fields, &back, &mut grad_x))?;
-        }
-        Ok(vec![Some(grad_x), None])
+        FieldLoss::Lp(self).backward(cx, saved, grads, needs)
     }
 }

@@ -1,6 +1,7 @@
 //! Losses as ops, and the same errors as plain functions for evaluation.
 
 mod evaluate;
+mod field_loss;
 mod fields;
 mod grid_differences;
 mod h1;

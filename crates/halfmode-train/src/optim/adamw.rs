@@ -1,12 +1,13 @@
 //! AdamW, one pass over memory per parameter.
 
-use crate::accumulator::{Accumulator, TILE};
+mod cpu;
+
+use crate::accumulator::Accumulator;
 use crate::checkpoint::{Array, Entry, Values};
 use crate::{Error, Result};
 use halfmode_nn::{ParamSpec, Parameter, Params};
-use halfmode_precision::{DType, Precision, PrecisionPolicy};
-use halfmode_tensor::{Device, Purpose, Scratch, Shape, Tensor, View, ViewMut, with_real};
-use rayon::prelude::*;
+use halfmode_precision::{DType, PrecisionPolicy};
+use halfmode_tensor::{Device, Purpose, Shape, Target, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -188,26 +189,15 @@ impl AdamW {
         // An update before any step belongs to the first.
         let rule = Rule::new(&self.config, self.n_steps.max(1), unscale);
         let expected = self.moments.len();
-        let Some(Moments { m, v }) = self.moments.get_mut(idx) else {
+        let Some(moments) = self.moments.get_mut(idx) else {
             return Err(Error::Parameters { what: "parameters", expected, found: idx + 1 });
         };
         let stride = shared_stride(self.config.kind, &param.spec);
-        let pass = Pass { rule, stride, device: grad.device().clone() };
-        let exact = param.exact().precision();
-        let formats = [grad.precision(), m.precision(), v.precision(), exact];
-        let precision = formats.into_iter().fold(Precision::F32, Ord::min);
-        let in_place = formats.iter().all(|&format| format == precision);
-        let scratch = (!in_place).then(|| pass.device.scratch(4 * pass.tile(), precision.bytes()));
-        if !pass.device.launches() {
-            return Ok(());
-        }
-        let (grad, m, v) = (grad.view()?, m.view_mut()?, v.view_mut()?);
         let (exact, copy) = match &mut param.master {
-            Some(master) => (master.view_mut()?, Some(param.value.view_mut()?)),
-            None => (param.value.view_mut()?, None),
+            Some(master) => (master, Some(&mut param.value)),
+            None => (&mut param.value, None),
         };
-        with_real!(precision, R => pass.run::<R>(grad, m, v, exact, copy, scratch.as_ref()));
-        Ok(())
+        grad.device().adamw(Update { rule, stride, grad, moments, exact, copy })
     }
 
     /// The state as tensors of a checkpoint: `adamw.t`, and `adamw.m.NAME` and `adamw.v.NAME` for
@@ -251,6 +241,54 @@ impl AdamW {
     fn check_len(&self, params: &Params) -> Result<()> {
         let (expected, found) = (self.moments.len(), params.list.len());
         if expected == found { Ok(()) } else { Err(Error::Parameters { what: "parameters", expected, found }) }
+    }
+}
+
+/// The update of one parameter.
+pub(crate) struct Update<'a> {
+    rule: Rule<f64>,
+    /// Distance from real to imaginary part where they share a second moment.
+    stride: Option<usize>,
+    grad: &'a Tensor,
+    moments: &'a mut Moments,
+    /// The weight that is updated, and the rounded copy that the model reads, if it is another.
+    exact: &'a mut Tensor,
+    copy: Option<&'a mut Tensor>,
+}
+
+/// The kernel of AdamW. The default body is the rule in double precision; a device overrides it.
+pub(crate) trait AdamWKernels {
+    /// Updates moments, weight and copy.
+    fn adamw(&self, update: Update<'_>) -> Result<()> {
+        update.by_definition()
+    }
+}
+
+impl AdamWKernels for Device {
+    fn adamw(&self, update: Update<'_>) -> Result<()> {
+        match self.target() {
+            Target::Cpu { .. } => cpu::update(self, update),
+        }
+    }
+}
+
+impl Update<'_> {
+    fn by_definition(self) -> Result<()> {
+        let Update { rule, stride, grad, moments: Moments { m, v }, exact, copy } = self;
+        let g = grad.to_vec::<f64>()?;
+        let (mut wide_m, mut wide_v, mut p) = (m.to_vec::<f64>()?, v.to_vec::<f64>()?, exact.to_vec::<f64>()?);
+        match stride {
+            Some(stride) => rule.complex(stride, &g, &mut wide_m, &mut wide_v, &mut p),
+            None => rule.real(&g, &mut wide_m, &mut wide_v, &mut p),
+        }
+        m.copy_from_slice(&wide_m)?;
+        v.copy_from_slice(&wide_v)?;
+        exact.copy_from_slice(&p)?;
+        if let Some(copy) = copy {
+            // Of the weight as it was rounded, as a resumed run would make it.
+            copy.copy_from_slice(&exact.to_vec::<f64>()?)?;
+        }
+        Ok(())
     }
 }
 
@@ -378,90 +416,55 @@ impl<R: Accumulator> Rule<R> {
     }
 }
 
-/// How one parameter is gone through.
-struct Pass {
-    rule: Rule<f64>,
-    stride: Option<usize>,
-    device: Device,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfmode_nn::Init;
+    use halfmode_precision::Precision;
 
-/// What one task works on.
-struct Tile<'a> {
-    grad: View<'a>,
-    m: ViewMut<'a>,
-    v: ViewMut<'a>,
-    exact: ViewMut<'a>,
-    copy: Option<ViewMut<'a>>,
-}
+    /// Runs the default body.
+    struct Definition;
+    impl AdamWKernels for Definition {}
 
-impl Pass {
-    /// Scalars of one task: whole rows where real and imaginary parts share a second moment.
-    fn tile(&self) -> usize {
-        let row = self.stride.map_or(1, |stride| 2 * stride).max(1);
-        (TILE / row).max(1) * row
-    }
-
-    fn run<R: Accumulator>(
-        &self,
-        grad: View<'_>,
-        m: ViewMut<'_>,
-        v: ViewMut<'_>,
-        exact: ViewMut<'_>,
-        copy: Option<ViewMut<'_>>,
-        scratch: Option<&Scratch>,
-    ) {
-        let (len, n) = (self.tile(), grad.len());
-        let v_len = if self.stride.is_some() { len / 2 } else { len };
-        let mut copies = copy.map(|copy| copy.chunks(len).into_iter());
-        let parts = m.chunks(len).into_iter().zip(v.chunks(v_len)).zip(exact.chunks(len));
-        let tiles = parts.enumerate().map(|(idx, ((m, v), exact))| {
-            let grad = grad.slice(idx * len..((idx + 1) * len).min(n));
-            Tile { grad, m, v, exact, copy: copies.as_mut().and_then(Iterator::next) }
-        });
-        let mut tiles: Vec<Tile<'_>> = tiles.collect();
-        let rule = self.rule.rounded::<R>();
-        let work = |tile: &mut Tile<'_>| self.tile_pass(&rule, tile, scratch);
-        // A bias is not worth waking a pool for.
-        if let [tile] = &mut tiles[..] {
-            work(tile);
-        } else {
-            self.device.run(|| tiles.par_iter_mut().for_each(work));
-        }
-    }
-
-    fn tile_pass<R: Accumulator>(&self, rule: &Rule<R>, tile: &mut Tile<'_>, scratch: Option<&Scratch>) {
-        let update = |g: &[R], m: &mut [R], v: &mut [R], p: &mut [R]| match self.stride {
-            Some(stride) => rule.complex(stride, g, m, v, p),
-            None => rule.real(g, m, v, p),
-        };
-        let Tile { grad, m, v, exact, copy } = tile;
-        let views = (R::stored(*grad), R::stored_mut(m), R::stored_mut(v), R::stored_mut(exact));
-        if let (Some(g), Some(m), Some(v), Some(p)) = views {
-            update(g, m, v, p);
-            if let Some(copy) = copy {
-                copy.narrow(p);
-            }
-        } else if let Some(scratch) = scratch {
-            scratch.with(|buffer: &mut [R]| {
-                let (n, n_v) = (grad.len(), v.len());
-                let (wide_g, rest) = buffer.split_at_mut(n);
-                let (wide_m, rest) = rest.split_at_mut(n);
-                let (wide_v, rest) = rest.split_at_mut(n_v);
-                let wide_p = &mut rest[..n];
-                grad.widen(wide_g);
-                m.as_view().widen(wide_m);
-                v.as_view().widen(wide_v);
-                exact.as_view().widen(wide_p);
-                update(wide_g, wide_m, wide_v, wide_p);
-                m.narrow(wide_m);
-                v.narrow(wide_v);
-                exact.narrow(wide_p);
-                if let Some(copy) = copy {
-                    // Of the weight as it was rounded, as a resumed run would make it.
-                    exact.as_view().widen(wide_p);
-                    copy.narrow(wide_p);
+    #[test]
+    fn the_override_computes_what_the_default_body_says() {
+        let device = Device::cpu(2).unwrap();
+        let specs = vec![
+            ParamSpec::real("dense", &[5, 1777], Init::Uniform { bound: 1.0 }),
+            ParamSpec::spectral("spectral", &[3, 5, 21, 11], Init::Uniform { bound: 1.0 }),
+        ];
+        for kind in [AdamWKind::Torch, AdamWKind::Neuralop] {
+            for (policy, tolerance) in [
+                (PrecisionPolicy::double(), 1e-14),
+                // A weight of at most 1 rounded to f32 in each of a few operations.
+                (PrecisionPolicy::mixed(Precision::F16), 8.0 * 2f64.powi(-24)),
+            ] {
+                let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::new(kind) };
+                let run = |kernels: &dyn AdamWKernels| {
+                    let mut params = Params::new(&device, specs.clone(), &policy, 3).unwrap();
+                    let mut optimiser = AdamW::new(config, &params, &policy).unwrap();
+                    for step in 1..=3 {
+                        for (param, moments) in params.list.iter_mut().zip(&mut optimiser.moments) {
+                            let values: Vec<f64> = (0..param.value.numel())
+                                .map(|i| ((i + step) as f64 * 0.754_877_666).fract() - 0.5)
+                                .collect();
+                            let (shape, precision) = (param.value.shape().clone(), param.exact().precision());
+                            let grad = Tensor::from_slice(&device, &values, shape, precision, Purpose::Grad).unwrap();
+                            let rule = Rule::new(&config, step as u64, 0.25);
+                            let stride = shared_stride(kind, &param.spec);
+                            let (exact, copy) = match &mut param.master {
+                                Some(master) => (master, Some(&mut param.value)),
+                                None => (&mut param.value, None),
+                            };
+                            kernels.adamw(Update { rule, stride, grad: &grad, moments, exact, copy }).unwrap();
+                        }
+                    }
+                    params.list.iter().flat_map(|param| param.exact().to_vec::<f64>().unwrap()).collect::<Vec<_>>()
+                };
+                for (got, want) in run(&device).into_iter().zip(run(&Definition)) {
+                    assert!((got - want).abs() <= tolerance, "{kind:?} {}: {got} {want}", policy.preset);
                 }
-            });
+            }
         }
     }
 }

@@ -1,9 +1,7 @@
 //! The norm of all gradients, and whether they are finite.
 
 use crate::Result;
-use crate::accumulator::{LANES, TILE};
-use halfmode_tensor::{Real, Tensor, View};
-use rayon::prelude::*;
+use halfmode_tensor::Tensor;
 
 /// What one pass over the gradients finds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,18 +23,9 @@ pub struct GradStats {
 pub fn grad_stats<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<GradStats> {
     let mut sum = 0.0;
     for grad in grads {
-        if !grad.device().launches() {
-            continue;
+        if grad.device().launches() {
+            sum += grad.sum_squares()?;
         }
-        let view = grad.view()?;
-        let n_tiles = view.len().div_ceil(TILE);
-        let tile = |idx: usize| sum_squares(view.slice(idx * TILE..((idx + 1) * TILE).min(view.len())));
-        if n_tiles <= 1 {
-            sum += sum_squares(view);
-            continue;
-        }
-        let sums = grad.device().run(|| (0..n_tiles).into_par_iter().map(tile).collect::<Vec<f64>>());
-        sum += sums.unwrap_or_default().iter().sum::<f64>();
     }
     Ok(GradStats { norm: sum.sqrt(), finite: sum.is_finite() })
 }
@@ -46,34 +35,6 @@ pub fn grad_stats<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<Gra
 #[must_use]
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
-}
-
-fn sum_squares(values: View<'_>) -> f64 {
-    match values {
-        View::F32(values) => lanes(values, |x| f64::from(*x)),
-        View::F64(values) => lanes(values, |x| *x),
-        View::Bf16(values) => lanes(values, |x| f64::from(x.to_f32())),
-        View::F16(values) => values.iter().map(|x| x.to_f64() * x.to_f64()).sum(),
-    }
-}
-
-fn lanes<T>(values: &[T], wide: impl Fn(&T) -> f64) -> f64 {
-    f32::vectorised(
-        #[inline(always)]
-        || {
-            let mut lanes = [0.0; LANES];
-            let mut pieces = values.chunks_exact(LANES);
-            for piece in &mut pieces {
-                for (lane, value) in lanes.iter_mut().zip(piece) {
-                    *lane += wide(value) * wide(value);
-                }
-            }
-            for (lane, value) in lanes.iter_mut().zip(pieces.remainder()) {
-                *lane += wide(value) * wide(value);
-            }
-            lanes.iter().sum()
-        },
-    )
 }
 
 #[cfg(test)]
