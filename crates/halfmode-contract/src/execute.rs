@@ -99,7 +99,7 @@ impl Run<'_> {
     ) -> Result<Value> {
         let dtype = DType { domain: self.domain, precision: self.output.intermediates };
         let shape = self.plan.sizes().shape(labels);
-        let mut tensor = self.device.alloc(shape, dtype, Purpose::Workspace)?;
+        let mut tensor = self.device.alloc_unwritten(shape, dtype, Purpose::Workspace)?;
         let placement = placement(&tensor, labels, ComplexLayout::Interleaved);
         self.product(blocking, lhs, rhs, (&mut tensor, &placement), 1.0)?;
         Ok(Value { tensor, placement, conj: Conj::No })
@@ -108,7 +108,7 @@ impl Run<'_> {
     fn last(&self, blocking: &Blocking, lhs: Option<&Value>, rhs: Option<&Value>) -> Result<Tensor> {
         let n_operands = self.plan.shapes().len();
         let (dtype, shape) = self.output.storage(self.domain, &self.plan.output_shape(), n_operands)?;
-        let mut tensor = self.device.alloc(shape, dtype, self.output.purpose)?;
+        let mut tensor = self.device.alloc_unwritten(shape, dtype, self.output.purpose)?;
         let placement = placement(&tensor, self.plan.equation().output(), self.output.layout);
         self.product(blocking, lhs, rhs, (&mut tensor, &placement), self.output.scale)?;
         Ok(tensor)

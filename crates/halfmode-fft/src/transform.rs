@@ -138,7 +138,7 @@ impl Transform {
         let d = self.axes.len();
         let first_purpose = if d == 1 { purpose } else { Purpose::Workspace };
         let shape = self.half_transformed_shape(batch, channels);
-        let mut t = self.device.alloc(shape, DType::real(storage), first_purpose)?;
+        let mut t = self.device.alloc_unwritten(shape, DType::real(storage), first_purpose)?;
         let stage = Stage {
             axis: &self.axes[d - 1],
             outer: batch * self.config.grid[..d - 1].iter().product::<usize>(),
@@ -168,7 +168,7 @@ impl Transform {
             extents.extend(&self.config.modes[axis..]);
             extents.push(channels);
             let purpose = if axis == 0 { purpose } else { Purpose::Workspace };
-            let mut out = self.device.alloc(extents, DType::real(storage), purpose)?;
+            let mut out = self.device.alloc_unwritten(extents, DType::real(storage), purpose)?;
             let stage = self.column_stage(axis, batch, channels, scale);
             self.device.axis_stage(&stage, Direction::ToModes, &t, &mut out)?;
             t = out;
@@ -197,7 +197,7 @@ impl Transform {
         let (batch, channels) = self.check_spectrum(x_hat)?;
         let z = self.columns_to_grid(x_hat, scale, storage)?;
         let dtype = DType { domain: self.config.domain, precision: storage };
-        let mut x = self.device.alloc(self.field_shape(batch, channels), dtype, purpose)?;
+        let mut x = self.device.alloc_unwritten(self.field_shape(batch, channels), dtype, purpose)?;
         let stage = Stage {
             axis: &self.axes[d - 1],
             outer: batch * self.config.grid[..d - 1].iter().product::<usize>(),
@@ -225,7 +225,7 @@ impl Transform {
             extents.push(2);
             extents.extend(&self.config.modes[axis + 1..]);
             extents.push(channels);
-            let mut out = self.device.alloc(extents, DType::real(storage), Purpose::Workspace)?;
+            let mut out = self.device.alloc_unwritten(extents, DType::real(storage), Purpose::Workspace)?;
             let stage = self.column_stage(axis, batch, channels, scale);
             self.device.axis_stage(&stage, Direction::ToGrid, &z, &mut out)?;
             z = out;

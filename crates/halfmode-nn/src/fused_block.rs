@@ -142,8 +142,11 @@ pub(crate) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Re
     let z = block.transform.columns_to_grid(&y_hat, &scales.forward.to_grid, spectral)?;
     drop(y_hat);
 
-    let mut y =
-        cx.device.alloc(inputs.x.shape().clone(), DType::real(cx.policy.pointwise.storage), Purpose::Activation)?;
+    let mut y = cx.device.alloc_unwritten(
+        inputs.x.shape().clone(),
+        DType::real(cx.policy.pointwise.storage),
+        Purpose::Activation,
+    )?;
     let scratch_len = 3 * dims.tile(dims.c) + dims.tile(dims.h) + dims.half_line() + dims.axis_scratch;
     let scratch = cx.device.scratch(scratch_len, dims.accumulate.bytes());
     let wide = widen_weights(dims.accumulate, &inputs.dense)?;
@@ -168,7 +171,7 @@ pub(crate) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Re
 fn analyse(block: &FnoBlock, cx: &Cx, x: &Tensor, dims: &Dims, scale: f64) -> Result<Tensor> {
     let batch = x.shape()[0];
     let shape = block.transform.half_transformed_shape(batch, dims.c);
-    let mut t = cx.device.alloc(shape, DType::real(cx.policy.transform.storage), Purpose::Workspace)?;
+    let mut t = cx.device.alloc_unwritten(shape, DType::real(cx.policy.transform.storage), Purpose::Workspace)?;
     let scratch = cx.device.scratch(dims.line() + dims.half_line() + dims.axis_scratch, dims.accumulate.bytes());
     if cx.device.launches() {
         let x_view = x.view()?;
@@ -274,7 +277,7 @@ pub(crate) fn backward(
     // The gradient of the input takes the place of the gradient of the output.
     let mut gx = if grad.is_unshared() { grad } else { grad.copy(Purpose::Activation)? };
     let half_shape = block.transform.half_transformed_shape(inputs.x.shape()[0], dims.c);
-    let mut gz = cx.device.alloc(half_shape, DType::real(spectral), Purpose::Workspace)?;
+    let mut gz = cx.device.alloc_unwritten(half_shape, DType::real(spectral), Purpose::Workspace)?;
     let dense_grads = row_gradients(block, cx, inputs, &dims, &scales, (&z, &mut gx, &mut gz))?;
     drop(z);
 

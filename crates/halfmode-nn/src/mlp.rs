@@ -274,7 +274,7 @@ impl Op for PointwiseMlp {
         let run = || {
             let plan = self.plan(cx, &inputs)?;
             let dtype = DType::real(cx.policy.pointwise.storage);
-            let mut y = cx.device.alloc(plan.y.shape(), dtype, Purpose::Activation)?;
+            let mut y = cx.device.alloc_unwritten(plan.y.shape(), dtype, Purpose::Activation)?;
             cx.device.mlp_forward(&plan, &inputs, &mut y)?;
             Ok(y)
         };
@@ -306,7 +306,8 @@ impl Op for PointwiseMlp {
         let run = || {
             let plan = self.plan(cx, &inputs)?;
             let dtype = DType::real(cx.policy.pointwise.storage);
-            let mut gx = needs[0].then(|| cx.device.alloc(plan.x.shape(), dtype, Purpose::Activation)).transpose()?;
+            let mut gx =
+                needs[0].then(|| cx.device.alloc_unwritten(plan.x.shape(), dtype, Purpose::Activation)).transpose()?;
             let weights = cx.device.mlp_backward(&plan, &inputs, grad, gx.as_mut())?;
             Ok(std::iter::once(gx).chain(weights.into_iter().map(Some)).collect())
         };

@@ -134,7 +134,7 @@ pub(crate) fn mode_mix_fwd(
     if let Some(channels) = extents.last_mut() {
         *channels = dims.c_out;
     }
-    let mut y_hat = device.alloc(extents, DType::real(storage), purpose)?;
+    let mut y_hat = device.alloc_unwritten(extents, DType::real(storage), purpose)?;
     device.mix_forward(&dims, [x_hat, w], &mut y_hat)?;
     Ok(y_hat)
 }
@@ -149,8 +149,8 @@ pub(crate) fn mode_mix_bwd(
     storage: Precision,
 ) -> Result<(Tensor, Tensor)> {
     let dims = Dims::of(x_hat, w)?;
-    let mut grad_x = device.alloc(x_hat.shape().clone(), DType::real(storage), Purpose::Workspace)?;
-    let mut grad_w = device.alloc(w.shape().clone(), DType::real(storage.accumulate()), Purpose::Grad)?;
+    let mut grad_x = device.alloc_unwritten(x_hat.shape().clone(), DType::real(storage), Purpose::Workspace)?;
+    let mut grad_w = device.alloc_unwritten(w.shape().clone(), DType::real(storage.accumulate()), Purpose::Grad)?;
     device.mix_backward(&dims, [x_hat, w, grad], weight_factor, [&mut grad_x, &mut grad_w])?;
     Ok((grad_x, grad_w))
 }

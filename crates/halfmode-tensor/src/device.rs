@@ -1,9 +1,11 @@
 //! Where tensors live and who computes on them.
 
+use crate::storage::{Pool, Storage};
+use crate::tensor::Contents;
 use crate::{Error, Ledger, MemoryStats, Purpose, Result, Scratch, Shape, Tensor};
-use halfmode_precision::DType;
+use halfmode_precision::{DType, Precision};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The machine whose plans the planning device follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +20,9 @@ pub enum Target {
 /// Host memory and a pool of worker threads.
 #[derive(Clone, Debug)]
 pub struct CpuDevice {
-    pool: Arc<ThreadPool>,
+    threads: Arc<ThreadPool>,
     ledger: Arc<Ledger>,
+    freed: Arc<Mutex<Pool>>,
 }
 
 /// Allocates without memory and launches nothing: what runs on it is priced, not computed.
@@ -38,6 +41,18 @@ pub enum Device {
     Meta(MetaDevice),
 }
 
+impl CpuDevice {
+    fn freed(&self) -> std::sync::MutexGuard<'_, Pool> {
+        self.freed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes between what is live and the most that ever was.
+    fn room(&self) -> usize {
+        let total = self.ledger.stats().total;
+        total.peak - total.live
+    }
+}
+
 impl Device {
     /// The CPU with `threads` worker threads (0: one per core).
     ///
@@ -49,7 +64,7 @@ impl Device {
             .thread_name(|idx| format!("halfmode-{idx}"))
             .build()
             .map_err(|err| Error::Threads { threads, reason: err.to_string() })?;
-        Ok(Device::Cpu(CpuDevice { pool: Arc::new(pool), ledger: Arc::default() }))
+        Ok(Device::Cpu(CpuDevice { threads: Arc::new(pool), ledger: Arc::default(), freed: Arc::default() }))
     }
 
     /// A device that follows the plans of `target` and computes nothing.
@@ -68,7 +83,7 @@ impl Device {
     #[must_use]
     pub fn target(&self) -> Target {
         match self {
-            Device::Cpu(cpu) => Target::Cpu { threads: cpu.pool.current_num_threads() },
+            Device::Cpu(cpu) => Target::Cpu { threads: cpu.threads.current_num_threads() },
             Device::Meta(meta) => meta.target,
         }
     }
@@ -116,7 +131,55 @@ impl Device {
     /// # Errors
     /// [`Error::TooLarge`] if the bytes overflow, [`Error::OutOfMemory`] if the system refuses them.
     pub fn alloc(&self, shape: impl Into<Shape>, dtype: DType, purpose: Purpose) -> Result<Tensor> {
-        Tensor::zeros(self, shape.into(), dtype, purpose)
+        Tensor::new(self, shape.into(), dtype, purpose, Contents::Zeros)
+    }
+
+    /// A tensor with arbitrary contents, for kernels that write every scalar. Builds with debug
+    /// assertions fill it with NaN, so that a scalar that was not written shows.
+    ///
+    /// # Errors
+    /// Those of [`Device::alloc`].
+    pub fn alloc_unwritten(&self, shape: impl Into<Shape>, dtype: DType, purpose: Purpose) -> Result<Tensor> {
+        Tensor::new(self, shape.into(), dtype, purpose, Contents::Arbitrary)
+    }
+
+    /// Memory for a tensor, or `None` if the system refuses it: a freed buffer of this size where one
+    /// waits. Freed buffers go back to the system where live and waiting ones would exceed the peak.
+    pub(crate) fn storage(
+        &self,
+        precision: Precision,
+        len: usize,
+        bytes: usize,
+        contents: Contents,
+    ) -> Option<Storage> {
+        let Device::Cpu(cpu) = self else { return Some(Storage::Planned) };
+        let waiting = cpu.freed().take(precision, len);
+        let mut storage = match waiting {
+            Some(mut storage) => {
+                if contents == Contents::Zeros {
+                    storage.fill_zero();
+                }
+                storage
+            }
+            None => {
+                cpu.freed().shrink(cpu.room().saturating_sub(bytes));
+                Storage::zeros(precision, len).or_else(|| {
+                    cpu.freed().shrink(0);
+                    Storage::zeros(precision, len)
+                })?
+            }
+        };
+        if contents == Contents::Arbitrary && cfg!(debug_assertions) {
+            storage.poison();
+        }
+        Some(storage)
+    }
+
+    /// Takes the memory of a tensor that is no more.
+    pub(crate) fn recycle(&self, storage: Storage) {
+        if let Device::Cpu(cpu) = self {
+            cpu.freed().put(storage, cpu.room());
+        }
     }
 
     /// Scratch of `len` accumulators of `dtype`'s accumulation precision for each worker thread,
@@ -129,7 +192,7 @@ impl Device {
     /// Runs `work` inside the device's thread pool; on the planning device it is not run.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Option<T> {
         match self {
-            Device::Cpu(cpu) => Some(cpu.pool.install(work)),
+            Device::Cpu(cpu) => Some(cpu.threads.install(work)),
             Device::Meta(_) => None,
         }
     }

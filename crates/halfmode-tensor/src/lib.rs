@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod device;
 mod edges;
 mod error;
@@ -12,6 +14,7 @@ mod real;
 mod scratch;
 mod shape;
 mod simd;
+mod storage;
 mod tensor;
 mod view;
 

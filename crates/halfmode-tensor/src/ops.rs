@@ -66,7 +66,7 @@ impl Tensor {
             }
         }
         let device = first.device();
-        let mut out = device.alloc(first.shape().clone(), dtype, purpose)?;
+        let mut out = device.alloc_unwritten(first.shape().clone(), dtype, purpose)?;
         if device.launches() {
             let views = inputs.iter().map(|it| it.view()).collect::<Result<Vec<_>>>()?;
             let target = out.view_mut()?;
@@ -186,7 +186,7 @@ impl Tensor {
             return Err(Error::Index { op: "gather", index, n });
         }
         let shape: Vec<usize> = std::iter::once(indices.len()).chain(rest.iter().copied()).collect();
-        let mut out = self.device().alloc(shape, self.dtype(), purpose)?;
+        let mut out = self.device().alloc_unwritten(shape, self.dtype(), purpose)?;
         if self.device().launches() {
             let len = rest.iter().product::<usize>() * self.dtype().domain.scalars();
             let (source, mut target) = (self.view()?, out.view_mut()?);

@@ -149,7 +149,7 @@ impl Real for f32 {
 
     #[inline]
     fn gemm(dims: (usize, usize, usize), a: Mat<'_, f32>, b: Mat<'_, f32>, c: MatMut<'_, f32>, keep: f32, scale: f32) {
-        gemm::product(dims, a, b, c, keep, scale, 0.0);
+        gemm::product_f32(dims, a, b, c, keep, scale);
     }
 
     fn gelu(x: &mut [f32]) {

@@ -1,20 +1,10 @@
 //! The tensor: a shape over a counted buffer.
 
+use crate::storage::Storage;
 use crate::view::{View, ViewMut};
 use crate::{Device, Error, Purpose, Real, Result, Shape, ops};
-use half::{bf16, f16};
 use halfmode_precision::{DType, Precision};
 use std::sync::Arc;
-
-#[derive(Debug)]
-enum Storage {
-    F64(Vec<f64>),
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-    /// Counted but not there: the planning device's storage.
-    Planned,
-}
 
 #[derive(Debug)]
 struct Buffer {
@@ -27,7 +17,15 @@ struct Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.device.ledger().freed(self.purpose, self.bytes);
+        self.device.recycle(std::mem::replace(&mut self.storage, Storage::Planned));
     }
+}
+
+/// What a new tensor holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contents {
+    Zeros,
+    Arbitrary,
 }
 
 /// Contiguous, row-major values of one [`DType`]. Cloning shares the buffer; [`Tensor::copy`]
@@ -39,16 +37,14 @@ pub struct Tensor {
     dtype: DType,
 }
 
-/// A zeroed vector, or `None` if the system refuses it.
-fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Option<Vec<T>> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(len).ok()?;
-    values.resize(len, T::zeroed());
-    Some(values)
-}
-
 impl Tensor {
-    pub(crate) fn zeros(device: &Device, shape: Shape, dtype: DType, purpose: Purpose) -> Result<Self> {
+    pub(crate) fn new(
+        device: &Device,
+        shape: Shape,
+        dtype: DType,
+        purpose: Purpose,
+        contents: Contents,
+    ) -> Result<Self> {
         let too_large = || Error::TooLarge { shape: shape.clone(), dtype };
         let scalars =
             shape.checked_numel().and_then(|n| n.checked_mul(dtype.domain.scalars())).ok_or_else(too_large)?;
@@ -56,16 +52,14 @@ impl Tensor {
             .checked_mul(dtype.precision.bytes())
             .filter(|&bytes| isize::try_from(bytes).is_ok())
             .ok_or_else(too_large)?;
-        let storage = match (device, dtype.precision) {
-            (Device::Meta(_), _) => Some(Storage::Planned),
-            (_, Precision::F64) => zeroed(scalars).map(Storage::F64),
-            (_, Precision::F32) => zeroed(scalars).map(Storage::F32),
-            (_, Precision::Bf16) => zeroed(scalars).map(Storage::Bf16),
-            (_, Precision::F16) => zeroed(scalars).map(Storage::F16),
-        };
         let live = device.ledger().stats().total.live;
-        let storage =
-            storage.ok_or_else(|| Error::OutOfMemory { bytes, purpose, shape: shape.clone(), dtype, live })?;
+        let storage = device.storage(dtype.precision, scalars, bytes, contents).ok_or_else(|| Error::OutOfMemory {
+            bytes,
+            purpose,
+            shape: shape.clone(),
+            dtype,
+            live,
+        })?;
         Ok(Self::adopt(device, storage, bytes, shape, dtype, purpose))
     }
 
@@ -107,7 +101,7 @@ impl Tensor {
         if values.len() != expected {
             return Err(Error::Length { n_values: values.len(), shape, expected });
         }
-        let mut tensor = Self::zeros(device, shape, dtype, purpose)?;
+        let mut tensor = Self::new(device, shape, dtype, purpose, Contents::Arbitrary)?;
         tensor.copy_from_slice(values)?;
         Ok(tensor)
     }
@@ -243,7 +237,7 @@ impl Tensor {
 
     fn convert(&self, precision: Precision, purpose: Purpose) -> Result<Tensor> {
         let dtype = DType { domain: self.dtype.domain, precision };
-        let mut out = Tensor::zeros(self.device(), self.shape.clone(), dtype, purpose)?;
+        let mut out = Tensor::new(self.device(), self.shape.clone(), dtype, purpose, Contents::Arbitrary)?;
         if self.device().launches() {
             ops::convert(self.device(), self.view()?, out.view_mut()?);
         }

@@ -90,7 +90,7 @@ impl H1Loss {
         [x, y]: [&Tensor; 2],
         precision: Precision,
     ) -> Result<Vec<FieldNorm>> {
-        let mut work = device.alloc(x.shape().clone(), DType::real(precision), Purpose::Workspace)?;
+        let mut work = device.alloc_unwritten(x.shape().clone(), DType::real(precision), Purpose::Workspace)?;
         if !device.launches() {
             return Ok(Vec::new());
         }
@@ -105,7 +105,7 @@ impl H1Loss {
         precision: Precision,
         grad: &mut Tensor,
     ) -> Result<()> {
-        let mut work = device.alloc(grad.shape().clone(), DType::real(precision), Purpose::Workspace)?;
+        let mut work = device.alloc_unwritten(grad.shape().clone(), DType::real(precision), Purpose::Workspace)?;
         // Rows are narrowed from a buffer where they are not stored in the accumulator's precision.
         let buffer_len = if grad.precision() == precision { 0 } else { rows_of_block(fields) * fields.row_len() };
         let scratch = device.scratch(buffer_len, precision.bytes());
