@@ -7,20 +7,27 @@ mod fno_block;
 mod fused_block;
 mod mlp;
 mod mode_mix;
+mod mode_scale;
+mod mode_select;
 mod module;
+mod norm;
 mod param;
 mod partial;
 mod pointwise;
+mod resize;
 mod rows;
 mod spectral_conv;
 
 pub use error::Error;
 pub use fno_block::{Activation, ComposedBlock, FnoBlock, Stabilizer};
 pub use mlp::{Channels, GridEmbedding, PointwiseMlp};
+pub use mode_select::SelectModes;
 pub use module::Module;
+pub use norm::{FieldNorm, NormKind};
 pub use param::{Init, ParamLayout, ParamRole, ParamSpec, Parameter, Params};
 pub use pointwise::{Add, ChannelBias, ChannelGate, Gelu, Linear, Tanh};
-pub use spectral_conv::SpectralConv;
+pub use resize::{Crop, FourierResample, Interpolate, Pad};
+pub use spectral_conv::{ModeProduct, SpectralConv};
 
 /// The result of everything that can fail here.
 pub type Result<T> = std::result::Result<T, Error>;

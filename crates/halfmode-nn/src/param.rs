@@ -21,6 +21,8 @@ pub enum Init {
     },
     /// All ones.
     Ones,
+    /// All zeros.
+    Zeros,
 }
 
 /// Which ops read a parameter; decides its storage precision.
@@ -40,6 +42,8 @@ pub enum ParamLayout {
     /// File `[c_in, c_out, k_1, …, k_d]` complex; stored `[modes, c_in, 2 c_out]`, real parts of a row
     /// before its imaginary parts.
     SpectralDense,
+    /// File `[c, k_1, …, k_d]` complex; stored `[modes, 2 c]`, real parts of a row before its imaginary parts.
+    SpectralSeparable,
 }
 
 /// Everything about a parameter but its values.
@@ -75,6 +79,22 @@ impl ParamSpec {
         ParamSpec { name, file_shape, complex: true, layout, role, init }
     }
 
+    /// A separable spectral weight, file shape `[c, k_1, …, k_d]`.
+    #[must_use]
+    pub fn separable(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+        ParamSpec { layout: ParamLayout::SpectralSeparable, ..ParamSpec::spectral(name, shape, init) }
+    }
+
+    /// (c_in, c_out, modes) of a spectral weight; a separable one is a row of matrices.
+    fn spectral_dims(&self) -> Option<(usize, usize, usize)> {
+        let shape = &self.file_shape;
+        match self.layout {
+            ParamLayout::Plain => None,
+            ParamLayout::SpectralDense => Some((shape[0], shape[1], shape[2..].iter().product())),
+            ParamLayout::SpectralSeparable => Some((1, shape[0], shape[1..].iter().product())),
+        }
+    }
+
     /// Real scalars.
     #[must_use]
     pub fn n_scalars(&self) -> usize {
@@ -84,12 +104,10 @@ impl ParamSpec {
     /// The shape of the stored tensor.
     #[must_use]
     pub fn stored_shape(&self) -> Shape {
-        match self.layout {
-            ParamLayout::Plain => Shape::new(&self.file_shape),
-            ParamLayout::SpectralDense => {
-                let modes = self.file_shape[2..].iter().product();
-                Shape::from([modes, self.file_shape[0], 2 * self.file_shape[1]])
-            }
+        match (self.layout, self.spectral_dims()) {
+            (ParamLayout::SpectralDense, Some((c_in, c_out, modes))) => Shape::from([modes, c_in, 2 * c_out]),
+            (ParamLayout::SpectralSeparable, Some((_, c, modes))) => Shape::from([modes, 2 * c]),
+            _ => Shape::new(&self.file_shape),
         }
     }
 
@@ -97,7 +115,7 @@ impl ParamSpec {
     /// that length; `None` for real parameters.
     #[must_use]
     pub fn complex_stride(&self) -> Option<usize> {
-        (self.layout == ParamLayout::SpectralDense).then(|| self.file_shape[1])
+        self.spectral_dims().map(|(_, c_out, _)| c_out)
     }
 
     /// Stored order from file order (complex elements as interleaved pairs).
@@ -113,11 +131,7 @@ impl ParamSpec {
     }
 
     fn permuted<T: Copy + Default>(&self, source: &[T], pick: impl Fn(usize, usize) -> (usize, usize)) -> Vec<T> {
-        if self.layout == ParamLayout::Plain {
-            return source.to_vec();
-        }
-        let (c_in, c_out) = (self.file_shape[0], self.file_shape[1]);
-        let modes: usize = self.file_shape[2..].iter().product();
+        let Some((c_in, c_out, modes)) = self.spectral_dims() else { return source.to_vec() };
         let mut out = vec![T::default(); source.len()];
         for i in 0..c_in {
             for o in 0..c_out {
@@ -256,6 +270,7 @@ fn initial_values(spec: &ParamSpec, seed: u64, stream: u64) -> Vec<f64> {
         Init::Uniform { bound } => bound * (2.0 * uniform() - 1.0),
         Init::Normal { std } => part * std * normal(),
         Init::Ones => 1.0,
+        Init::Zeros => 0.0,
     });
     spec.to_stored(&file.collect::<Vec<_>>())
 }

@@ -73,10 +73,10 @@ impl Elementwise for Sum {
     }
 }
 
-type Grads = halfmode_autograd::Result<Vec<Option<Tensor>>>;
+pub(crate) type Grads = halfmode_autograd::Result<Vec<Option<Tensor>>>;
 type Forward = halfmode_autograd::Result<(Outputs, Saved)>;
 
-fn storage(cx: &Cx) -> DType {
+pub(crate) fn storage(cx: &Cx) -> DType {
     DType::real(cx.policy.pointwise.storage)
 }
 
@@ -135,12 +135,12 @@ impl Op for Add {
 }
 
 /// Rows and channels of a channels-last tensor.
-fn rows_of(x: &Tensor) -> (usize, usize) {
+pub(crate) fn rows_of(x: &Tensor) -> (usize, usize) {
     let channels = x.shape().last().copied().unwrap_or(1);
     (x.numel() / channels.max(1), channels)
 }
 
-fn check_len(op: &'static str, operand: &'static str, w: &Tensor, expected: usize) -> Result<()> {
+pub(crate) fn check_len(op: &'static str, operand: &'static str, w: &Tensor, expected: usize) -> Result<()> {
     if w.numel() == expected {
         return Ok(());
     }
@@ -153,7 +153,7 @@ fn whole<R: Real>(tensor: &Tensor) -> Result<Vec<R>> {
 }
 
 /// A new tensor filled by `fill` where kernels run.
-fn filled<R: Real>(
+pub(crate) fn filled<R: Real>(
     device: &Device,
     shape: &Shape,
     dtype: DType,
@@ -167,7 +167,7 @@ fn filled<R: Real>(
     }
 }
 
-fn weight_dtype(cx: &Cx) -> DType {
+pub(crate) fn weight_dtype(cx: &Cx) -> DType {
     DType::real(cx.policy.pointwise.accumulate)
 }
 

@@ -1,12 +1,23 @@
 //! The spectral convolution as an op of its own.
 
 use crate::mode_mix::{mode_mix_bwd, mode_mix_fwd};
+use crate::mode_scale::{mode_scale_bwd, mode_scale_fwd};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_fft::{HalfSafeScale, Transform, Weights};
 use halfmode_tensor::{Purpose, Tensor};
 use smallvec::smallvec;
 use std::sync::Arc;
+
+/// What a spectral weight does to the kept modes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModeProduct {
+    /// A matrix per mode mixes the channels.
+    #[default]
+    Dense,
+    /// A number per mode and channel, weight `[modes, 2 c]`: channels stay apart.
+    Separable,
+}
 
 /// Spectral convolution `y = F^-1( R · F(x)|kept )`, kept modes only, real fields.
 ///
@@ -28,19 +39,26 @@ use std::sync::Arc;
 pub struct SpectralConv {
     analysis: Arc<Transform>,
     synthesis: Arc<Transform>,
+    product: ModeProduct,
 }
 
 impl SpectralConv {
     /// A convolution on one grid.
     #[must_use]
     pub fn new(transform: Arc<Transform>) -> Self {
-        SpectralConv { analysis: Arc::clone(&transform), synthesis: transform }
+        SpectralConv { analysis: Arc::clone(&transform), synthesis: transform, product: ModeProduct::Dense }
     }
 
     /// A convolution that evaluates its output on another grid.
     #[must_use]
     pub fn resampling(analysis: Arc<Transform>, synthesis: Arc<Transform>) -> Self {
-        SpectralConv { analysis, synthesis }
+        SpectralConv { analysis, synthesis, product: ModeProduct::Dense }
+    }
+
+    /// The same with another product of modes and weight.
+    #[must_use]
+    pub fn with_product(self, product: ModeProduct) -> Self {
+        SpectralConv { product, ..self }
     }
 
     fn scales(&self) -> Scales {
@@ -52,7 +70,11 @@ impl SpectralConv {
         let scales = self.scales();
         let purpose = if cx.save { Purpose::Saved } else { Purpose::Workspace };
         let x_hat = self.analysis.to_modes(x, Weights::Plain, &scales.forward.to_modes, transform, purpose)?;
-        let y_hat = mode_mix_fwd(&cx.device, &x_hat, w, mix, Purpose::Workspace)?;
+        let multiply = match self.product {
+            ModeProduct::Dense => mode_mix_fwd,
+            ModeProduct::Separable => mode_scale_fwd,
+        };
+        let y_hat = multiply(&cx.device, &x_hat, w, mix, Purpose::Workspace)?;
         let to_grid = &scales.forward.to_grid;
         let y = self.synthesis.to_grid(
             &y_hat,
@@ -70,7 +92,11 @@ impl SpectralConv {
         let to_modes = &scales.backward.to_modes;
         let grad_y = self.synthesis.to_modes(&grad, Weights::Doubled, to_modes, transform, Purpose::Workspace)?;
         drop(grad);
-        let (grad_x, grad_w) = mode_mix_bwd(&cx.device, (x_hat, w), &grad_y, scales.weight_factor, mix)?;
+        let multiply = match self.product {
+            ModeProduct::Dense => mode_mix_bwd,
+            ModeProduct::Separable => mode_scale_bwd,
+        };
+        let (grad_x, grad_w) = multiply(&cx.device, (x_hat, w), &grad_y, scales.weight_factor, mix)?;
         drop(grad_y);
         let to_grid = &scales.backward.to_grid;
         let gx = self.analysis.to_grid(

@@ -1,9 +1,10 @@
 //! The Fourier neural operator (Li et al. 2021), as neuraloperator builds it.
 
-use crate::{Error, FnoConfig, PositionalEmbedding, Result, StabilizerKind};
+use crate::fno_layer::Layer;
+use crate::{Error, FnoConfig, PositionalEmbedding, Result};
 use halfmode_autograd::{Tape, Var};
 use halfmode_fft::{Transform, TransformConfig};
-use halfmode_nn::{Activation, Channels, FnoBlock, GridEmbedding, Init, Module, ParamSpec, PointwiseMlp, Stabilizer};
+use halfmode_nn::{Channels, Crop, GridEmbedding, Init, Module, Pad, ParamSpec, PointwiseMlp};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::Device;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,18 +12,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Lifting, `n_layers` blocks, projection.
 ///
 /// # Shapes
-/// - input: `[batch, in_channels, n_1, …, n_d]`; any grid that resolves the modes
-/// - output: `[batch, out_channels, n_1, …, n_d]`
+/// - input: `[batch, in_channels, n_1, …, n_d]`; a grid that resolves fewer modes than the model keeps
+///   uses those that it resolves, as the peer does
+/// - output: `[batch, out_channels, m_1, …, m_d]`; `m` is `n` but for `resolution_scaling_factor` and
+///   [`Fno::forward_to`]
 #[derive(Debug)]
 pub struct Fno {
     config: FnoConfig,
-    /// Transforms by device and grid: the tables are shared by all blocks and steps.
+    /// Transforms by device, grid and modes: the tables are shared by all blocks and steps.
     transforms: Mutex<Vec<(Device, Arc<Transform>)>>,
 }
 
-/// Parameters of lifting and projection together, and of one block.
+/// Parameters of lifting and projection together.
 const N_OUTER: usize = 8;
-const N_BLOCK: usize = 8;
 
 impl Fno {
     /// Checks the configuration.
@@ -40,26 +42,27 @@ impl Fno {
         &self.config
     }
 
-    /// The planned transform of a grid.
+    /// The planned transform of a grid with these modes.
     ///
     /// # Errors
-    /// [`Error::Grid`] if it resolves fewer modes than the model keeps.
-    pub fn transform(&self, device: &Device, grid: &[usize], accumulate: Precision) -> Result<Arc<Transform>> {
-        let modes = self.config.stored_modes();
+    /// Those of planning.
+    pub(crate) fn transform(
+        &self,
+        device: &Device,
+        grid: &[usize],
+        modes: &[usize],
+        accumulate: Precision,
+    ) -> Result<Arc<Transform>> {
         let mut transforms = self.transforms.lock().unwrap_or_else(PoisonError::into_inner);
         let known = transforms.iter().find(|(owner, transform)| {
-            owner.same(device) && transform.config().grid == grid && transform.config().accumulate == accumulate
+            let config = transform.config();
+            owner.same(device) && config.grid == grid && config.modes == modes && config.accumulate == accumulate
         });
         if let Some((_, transform)) = known {
             return Ok(Arc::clone(transform));
         }
-        for (axis, (&n, &kept)) in grid.iter().zip(&modes).enumerate() {
-            let resolved = if axis + 1 == grid.len() { n / 2 + 1 } else { n };
-            if kept > resolved {
-                return Err(Error::Grid { axis, n, resolved, kept });
-            }
-        }
-        let config = TransformConfig { grid: grid.to_vec(), modes, domain: Domain::Real, accumulate, algorithm: None };
+        let (grid, modes) = (grid.to_vec(), modes.to_vec());
+        let config = TransformConfig { grid, modes, domain: Domain::Real, accumulate, algorithm: None };
         let transform = Arc::new(Transform::new(device, config)?);
         transforms.push((device.clone(), Arc::clone(&transform)));
         Ok(transform)
@@ -81,7 +84,7 @@ impl Fno {
 }
 
 /// A 1x1 convolution with torch's default initialisation.
-fn conv(name: &str, (c_out, c_in): (usize, usize)) -> [ParamSpec; 2] {
+pub(crate) fn conv(name: &str, (c_out, c_in): (usize, usize)) -> [ParamSpec; 2] {
     let init = Init::Uniform { bound: 1.0 / (c_in as f64).sqrt() };
     [
         ParamSpec::real(format!("{name}.weight"), &[c_out, c_in, 1], init),
@@ -93,74 +96,75 @@ impl Module for Fno {
     fn param_specs(&self) -> Vec<ParamSpec> {
         let config = &self.config;
         let (c, d) = (config.hidden_channels, config.n_modes.len());
-        let [lifting, projection, hidden] = config.widths();
+        let [lifting, projection, _] = config.widths();
         let coordinates = if config.positional_embedding == PositionalEmbedding::Grid { d } else { 0 };
         let mut specs = Vec::new();
         specs.extend(conv("lifting.fcs.0", (lifting, config.in_channels + coordinates)));
         specs.extend(conv("lifting.fcs.1", (c, lifting)));
         specs.extend(conv("projection.fcs.0", (projection, c)));
         specs.extend(conv("projection.fcs.1", (config.out_channels, projection)));
-        let ones = vec![1; d];
-        let channel_shape = |lead: &[usize]| [lead, &ones[..]].concat();
-        let std = (2.0 / (c + c) as f64).sqrt();
-        for layer in 0..config.n_layers {
-            let spectral_shape = [&[c, c][..], &config.stored_modes()].concat();
-            let block = "fno_blocks";
-            specs.push(ParamSpec::spectral(
-                format!("{block}.convs.{layer}.weight.tensor"),
-                &spectral_shape,
-                Init::Normal { std },
-            ));
-            specs.push(ParamSpec::real(
-                format!("{block}.convs.{layer}.bias"),
-                &channel_shape(&[c]),
-                Init::Normal { std },
-            ));
-            let bound = 1.0 / (c as f64).sqrt();
-            specs.push(ParamSpec::real(
-                format!("{block}.fno_skips.{layer}.conv.weight"),
-                &[c, c, 1],
-                Init::Uniform { bound },
-            ));
-            specs.extend(conv(&format!("{block}.channel_mlp.{layer}.fcs.0"), (hidden, c)));
-            specs.extend(conv(&format!("{block}.channel_mlp.{layer}.fcs.1"), (c, hidden)));
-            specs.push(ParamSpec::real(
-                format!("{block}.channel_mlp_skips.{layer}.weight"),
-                &channel_shape(&[1, c]),
-                Init::Ones,
-            ));
+        for idx in 0..config.n_layers {
+            specs.extend(Layer { fno: self, idx }.param_specs());
         }
         specs
     }
 
     fn forward(&self, tape: &mut Tape, params: &[Var], inputs: &[&Var]) -> halfmode_autograd::Result<Var> {
-        let arity = |expected, found| halfmode_autograd::Error::Arity { op: "fno", expected, found };
-        let &[x] = inputs else { return Err(arity(1, inputs.len())) };
-        let expected = N_OUTER + N_BLOCK * self.config.n_layers;
+        let &[x] = inputs else {
+            return Err(halfmode_autograd::Error::Arity { op: "fno", expected: 1, found: inputs.len() });
+        };
+        self.forward_to(tape, params, x, None)
+    }
+}
+
+impl Fno {
+    /// As [`Module::forward`] with the last block's output on the grid `output_shape`, whatever
+    /// `resolution_scaling_factor` says. With domain padding that grid includes the padding.
+    ///
+    /// # Errors
+    /// Those of the ops, for inputs of the wrong shape.
+    pub fn forward_to(
+        &self,
+        tape: &mut Tape,
+        params: &[Var],
+        x: &Var,
+        output_shape: Option<&[usize]>,
+    ) -> halfmode_autograd::Result<Var> {
+        let config = &self.config;
+        let expected = self.param_specs().len();
         if params.len() != expected {
-            return Err(arity(expected, params.len()));
+            return Err(halfmode_autograd::Error::Arity { op: "fno", expected, found: params.len() });
         }
         let grid = self.check_input(x).map_err(Error::in_op)?;
-        let accumulate = tape.cx().policy.transform.accumulate;
-        let transform = self.transform(&tape.cx().device.clone(), &grid, accumulate).map_err(Error::in_op)?;
-        let (outer, blocks) = params.split_at(N_OUTER);
-        let embedding = match self.config.positional_embedding {
+        let (outer, mut blocks) = params.split_at(N_OUTER);
+        let embedding = match config.positional_embedding {
             PositionalEmbedding::Grid => GridEmbedding::Coordinates,
             PositionalEmbedding::None => GridEmbedding::None,
         };
         let lifting = PointwiseMlp { input: Channels::First, output: Channels::Last, embedding };
         let mut h = tape.apply(lifting, &[x, &outer[0], &outer[1], &outer[2], &outer[3]])?;
-        for (layer, weights) in blocks.chunks_exact(N_BLOCK).enumerate() {
-            let block = FnoBlock {
-                transform: Arc::clone(&transform),
-                stabilizer: match self.config.stabilizer {
-                    StabilizerKind::None => Stabilizer::None,
-                    StabilizerKind::Tanh => Stabilizer::Tanh,
-                },
-                activation: if layer + 1 < self.config.n_layers { Activation::Gelu } else { Activation::None },
-            };
-            let inputs: Vec<&Var> = std::iter::once(&h).chain(weights).collect();
-            h = tape.apply(block, &inputs)?;
+        let share = |axis: usize| config.domain_padding.get(axis, 0.0);
+        let padding: Vec<usize> =
+            grid.iter().enumerate().map(|(axis, &n)| (share(axis) * n as f64).round_ties_even() as usize).collect();
+        if padding.iter().any(|&p| p > 0) {
+            h = tape.apply(Pad { amount: padding.clone() }, &[&h])?;
+        }
+        for idx in 0..config.n_layers {
+            let layer = Layer { fno: self, idx };
+            let (weights, rest) = blocks.split_at(layer.param_specs().len());
+            let to = if idx + 1 == config.n_layers { output_shape } else { None };
+            h = layer.forward(tape, weights, &h, to)?;
+            blocks = rest;
+        }
+        if padding.iter().any(|&p| p > 0) {
+            // The blocks may have changed the resolution, of the padding too.
+            let out = &h.value().shape()[1..=grid.len()];
+            let amount = padding
+                .iter()
+                .zip(&grid)
+                .zip(out)
+                .map(|((&p, &n), &m)| (p as f64 * m as f64 / (n + 2 * p) as f64).round_ties_even() as usize);
+            h = tape.apply(Crop { amount: amount.collect() }, &[&h])?;
         }
         let projection =
             PointwiseMlp { input: Channels::Last, output: Channels::First, embedding: GridEmbedding::None };

@@ -25,6 +25,72 @@ pub enum StabilizerKind {
     Tanh,
 }
 
+/// What is added around a spectral convolution or a channel MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Skip {
+    /// A matrix, `W x`.
+    Linear,
+    /// The input itself.
+    Identity,
+    /// A number per channel.
+    SoftGating,
+    /// Nothing.
+    None,
+}
+
+/// How fields are normalised inside a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// Not at all.
+    #[default]
+    None,
+    /// Per sample and channel, without weights.
+    InstanceNorm,
+    /// Per sample over all channels, with a weight and a bias per channel.
+    GroupNorm,
+}
+
+/// One number for all, or one each. Without numbers: not at all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Numbers {
+    /// For all.
+    All(f64),
+    /// One each.
+    Each(Vec<f64>),
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Numbers::Each(Vec::new())
+    }
+}
+
+impl Numbers {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Numbers::default()
+    }
+
+    /// The number of `idx`, or `default` where there is none.
+    pub(crate) fn get(&self, idx: usize, default: f64) -> f64 {
+        match self {
+            Numbers::All(value) => *value,
+            Numbers::Each(values) => values.get(idx).copied().unwrap_or(default),
+        }
+    }
+
+    fn fits(&self, n: usize, legal: impl Fn(f64) -> bool) -> bool {
+        match self {
+            Numbers::All(value) => legal(*value),
+            Numbers::Each(values) => values.is_empty() || values.len() == n && values.iter().all(|&it| legal(it)),
+        }
+    }
+}
+
 /// A Fourier neural operator: lifting, blocks, projection.
 ///
 /// Defaults are neuraloperator's: post-activation blocks with GELU, a linear skip, a channel MLP
@@ -60,6 +126,46 @@ pub struct FnoConfig {
     /// What happens to a block's input before its transform.
     #[serde(default)]
     pub stabilizer: StabilizerKind,
+    /// Modes per axis that the weights hold, if more than `n_modes`; taken as they are, the last
+    /// axis is not halved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub max_n_modes: Vec<usize>,
+    /// How fields are normalised inside a block.
+    #[serde(default)]
+    pub norm: Norm,
+    /// Activation and norm before the convolution instead of after it.
+    #[serde(default)]
+    pub preactivation: bool,
+    /// Around the spectral convolution.
+    #[serde(default = "linear")]
+    pub fno_skip: Skip,
+    /// Whether blocks have a channel MLP.
+    #[serde(default = "yes")]
+    pub use_channel_mlp: bool,
+    /// Around the channel MLP.
+    #[serde(default = "soft_gating")]
+    pub channel_mlp_skip: Skip,
+    /// Zeros around the lifted field, as a share of each axis on both sides; one number or one per axis.
+    #[serde(default, skip_serializing_if = "Numbers::is_none")]
+    pub domain_padding: Numbers,
+    /// Points of a block's output over those of its input; one number or one per block.
+    #[serde(default, skip_serializing_if = "Numbers::is_none")]
+    pub resolution_scaling_factor: Numbers,
+    /// Spectral weights that leave channels apart.
+    #[serde(default)]
+    pub separable: bool,
+}
+
+fn linear() -> Skip {
+    Skip::Linear
+}
+
+fn soft_gating() -> Skip {
+    Skip::SoftGating
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one() -> usize {
@@ -96,6 +202,15 @@ impl FnoConfig {
             channel_mlp_expansion: 0.5,
             positional_embedding: PositionalEmbedding::Grid,
             stabilizer: StabilizerKind::None,
+            max_n_modes: Vec::new(),
+            norm: Norm::None,
+            preactivation: false,
+            fno_skip: Skip::Linear,
+            use_channel_mlp: true,
+            channel_mlp_skip: Skip::SoftGating,
+            domain_padding: Numbers::default(),
+            resolution_scaling_factor: Numbers::default(),
+            separable: false,
         }
     }
 
@@ -129,12 +244,31 @@ impl FnoConfig {
                 return bad(key, value.to_string(), "must be positive and at most 1024");
             }
         }
+        let d = self.n_modes.len();
+        let held = self.max_n_modes.iter().zip(self.active_modes()).all(|(&max, n)| (n..=MAX_SIZE).contains(&max));
+        if !self.max_n_modes.is_empty() && (self.max_n_modes.len() != d || !held) {
+            return bad("max_n_modes", format!("{:?}", self.max_n_modes), "one number per axis, none below n_modes");
+        }
+        if !self.domain_padding.fits(d, |share| (0.0..=4.0).contains(&share)) {
+            let value = format!("{:?}", self.domain_padding);
+            return bad("domain_padding", value, "one number or one per axis, each between 0 and 4");
+        }
+        if !self.resolution_scaling_factor.fits(self.n_layers, |factor| (0.01..=100.0).contains(&factor)) {
+            let value = format!("{:?}", self.resolution_scaling_factor);
+            return bad("resolution_scaling_factor", value, "one number or one per layer, each between 0.01 and 100");
+        }
         Ok(())
     }
 
-    /// Stored modes per axis: the last axis of real data keeps `n/2 + 1`.
+    /// Modes per axis that a spectral weight holds.
     #[must_use]
     pub fn stored_modes(&self) -> Vec<usize> {
+        if self.max_n_modes.is_empty() { self.active_modes() } else { self.max_n_modes.clone() }
+    }
+
+    /// Modes per axis that are used: the last axis of real data keeps `n/2 + 1`.
+    #[must_use]
+    pub fn active_modes(&self) -> Vec<usize> {
         let mut modes = self.n_modes.clone();
         if let Some(last) = modes.last_mut() {
             *last = *last / 2 + 1;

@@ -1,0 +1,93 @@
+//! Fewer active modes than a weight holds.
+
+use crate::pointwise::{Grads, filled};
+use crate::{Error, Result};
+use halfmode_autograd::{Cx, Op, Outputs, Saved};
+use halfmode_precision::DType;
+use halfmode_tensor::{Purpose, Shape, Tensor, with_real};
+use smallvec::smallvec;
+use std::sync::Arc;
+
+/// Picks modes of a spectral weight.
+///
+/// # Shapes
+/// - input: `[modes, …]`; output: `[modes.len(), …]`
+///
+/// # Saved for backward
+/// Nothing but the shape.
+///
+/// # Errors
+/// [`halfmode_tensor::Error::Index`] if a mode is not there.
+#[derive(Clone, Debug)]
+pub struct SelectModes {
+    /// Flat indices of the chosen modes, each at most once.
+    pub modes: Arc<[usize]>,
+    /// Modes of the whole weight.
+    pub n_modes: usize,
+}
+
+impl SelectModes {
+    /// The modes of `used` extents within a weight of `stored` ones: around the centre on all axes
+    /// but the last, from the start on the last; on all axes around the centre for complex data.
+    ///
+    /// Source: the slices of neuraloperator's `SpectralConv.forward`.
+    #[must_use]
+    pub fn new(stored: &[usize], used: &[usize], real: bool) -> Self {
+        let d = stored.len();
+        let first = |axis: usize| if real && axis + 1 == d { 0 } else { (stored[axis] - used[axis]) / 2 };
+        let modes = (0..used.iter().product()).map(|flat: usize| {
+            let (mut rest, mut at, mut stride) = (flat, 0, 1);
+            for axis in (0..d).rev() {
+                at += (first(axis) + rest % used[axis]) * stride;
+                rest /= used[axis];
+                stride *= stored[axis];
+            }
+            at
+        });
+        SelectModes { modes: modes.collect(), n_modes: stored.iter().product() }
+    }
+
+    fn scatter(&self, cx: &Cx, grad: &Tensor) -> Result<Tensor> {
+        let shape = Shape::from([&[self.n_modes], &grad.shape()[1..]].concat());
+        let dtype = DType::real(grad.precision());
+        with_real!(grad.precision(), R => filled::<R>(&cx.device, &shape, dtype, Purpose::Grad, || {
+            let len = grad.shape()[1..].iter().product::<usize>();
+            let (g, mut all) = (grad.to_vec::<R>()?, vec![<R as halfmode_tensor::Real>::ZERO; shape.numel()]);
+            for (&mode, g) in self.modes.iter().zip(g.chunks_exact(len.max(1))) {
+                all[mode * len..(mode + 1) * len].copy_from_slice(g);
+            }
+            Ok(all)
+        }))
+    }
+}
+
+impl Op for SelectModes {
+    fn name(&self) -> &'static str {
+        "select_modes"
+    }
+
+    fn forward(&self, _: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
+        let [w] = self.expect_inputs(inputs)?;
+        let chosen = w.gather(&self.modes, Purpose::Workspace).map_err(|err| Error::from(err).in_op(self.name()))?;
+        Ok((smallvec![chosen], Saved::new(self.name())))
+    }
+
+    fn backward(&self, cx: &Cx, _: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
+        let Some(g) = grads[0].take() else { return Ok(vec![None]) };
+        Ok(vec![Some(self.scatter(cx, &g).map_err(|err| err.in_op(self.name()))?)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Slices that neuraloperator's arithmetic gives: `start // 2 .. max + (-start // 2)`, and `..max - start`.
+    #[test]
+    fn modes_around_the_centre_and_from_the_start() {
+        assert_eq!(&*SelectModes::new(&[4, 3], &[4, 3], true).modes, (0..12).collect::<Vec<_>>());
+        assert_eq!(&*SelectModes::new(&[4, 3], &[2, 2], true).modes, [3, 4, 6, 7]);
+        assert_eq!(&*SelectModes::new(&[5], &[2], true).modes, [0, 1]);
+        assert_eq!(&*SelectModes::new(&[8], &[5], false).modes, [1, 2, 3, 4, 5]);
+    }
+}

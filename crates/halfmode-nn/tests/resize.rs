@@ -1,0 +1,171 @@
+//! Norms, padding, interpolation, selected modes, separable weights: gradients, adjoints, values.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::{cases, grid_and_modes, policy, transform};
+use halfmode_autograd::{Cx, Op};
+use halfmode_nn::{
+    Crop, FieldNorm, FourierResample, Interpolate, ModeProduct, NormKind, Pad, SelectModes, SpectralConv,
+};
+use halfmode_precision::Precision;
+use halfmode_tensor::{Device, Purpose, Tensor};
+use halfmode_testkit::{Rng, adjoint, assert_close, gradcheck, tol};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+/// Grid, the other grid or padding, modes that both grids resolve, batch, channels.
+fn sizes() -> impl Strategy<Value = (Vec<usize>, Vec<usize>, Vec<usize>, usize, usize, u64)> {
+    (grid_and_modes(7), 1usize..3, 1usize..4, any::<u64>()).prop_flat_map(|((grid, modes), batch, c, seed)| {
+        let other = proptest::collection::vec(1usize..9, grid.len());
+        (Just(grid), other, Just(modes), Just(batch), Just(c), Just(seed))
+    })
+}
+
+fn field(batch: usize, grid: &[usize], c: usize) -> Vec<usize> {
+    [&[batch][..], grid, &[c]].concat()
+}
+
+fn smaller(modes: &[usize], grid: &[usize]) -> Vec<usize> {
+    let last = grid.len() - 1;
+    modes.iter().zip(grid).enumerate().map(|(i, (&k, &n))| k.min(if i == last { n / 2 + 1 } else { n })).collect()
+}
+
+type Make = Box<dyn Fn() -> Box<dyn Op>>;
+
+/// The linear ops on a field of this grid, with the shapes of their inputs.
+fn linear_ops(
+    device: &Device,
+    precision: Precision,
+    (grid, other, modes): (&[usize], &[usize], &[usize]),
+    (batch, c): (usize, usize),
+) -> Vec<(Make, Vec<Vec<usize>>)> {
+    let x = field(batch, grid, c);
+    let amount: Vec<usize> = other.iter().map(|n| n % 3).collect();
+    let padded: Vec<usize> = grid.iter().zip(&amount).map(|(n, p)| n + 2 * p).collect();
+    let mut ops: Vec<(Make, Vec<Vec<usize>>)> = Vec::new();
+    let pad = amount.clone();
+    ops.push((Box::new(move || Box::new(Pad { amount: pad.clone() })), vec![x.clone()]));
+    ops.push((Box::new(move || Box::new(Crop { amount: amount.clone() })), vec![field(batch, &padded, c)]));
+    let both = smaller(modes, other);
+    let plan = |grid: &[usize]| transform(device, grid, &both, precision, None);
+    let (analysis, synthesis) = (plan(grid), plan(other));
+    let weight = vec![both.iter().product(), 2 * c];
+    let (a, s) = (Arc::clone(&analysis), Arc::clone(&synthesis));
+    let resample = move || FourierResample { analysis: Arc::clone(&a), synthesis: Arc::clone(&s) };
+    ops.push((Box::new(move || Box::new(resample())), vec![x.clone()]));
+    let convolution = move || SpectralConv::resampling(Arc::clone(&analysis), Arc::clone(&synthesis));
+    let separable = move || convolution().with_product(ModeProduct::Separable);
+    ops.push((Box::new(move || Box::new(separable())), vec![x.clone(), weight]));
+    if grid.len() < 3 {
+        let (from, to) = (grid.to_vec(), other.to_vec());
+        ops.push((Box::new(move || Box::new(Interpolate { from: from.clone(), to: to.clone() })), vec![x]));
+    }
+    let (stored, used) = (modes.to_vec(), both);
+    let select = move || SelectModes::new(&stored, &used, true);
+    ops.push((Box::new(move || Box::new(select())), vec![vec![modes.iter().product(), c, 4]]));
+    ops
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    #[test]
+    fn gradients_match_differences((grid, other, modes, batch, c, seed) in sizes()) {
+        let device = Device::cpu(2).unwrap();
+        let mut rng = Rng::new(seed);
+        for (op, shapes) in linear_ops(&device, Precision::F64, (&grid, &other, &modes), (batch, c)) {
+            let inputs: Vec<Tensor> = shapes.iter().map(|shape| rng.tensor(&device, shape, Precision::F64)).collect();
+            gradcheck(&device, &op, &inputs, seed);
+        }
+        // Few values have a variance near zero, and differences across it are no derivative.
+        let grid: Vec<usize> = grid.iter().map(|n| n + 2).collect();
+        let mut tensor = |shape: &[usize]| rng.tensor(&device, shape, Precision::F64);
+        let x = tensor(&field(batch, &grid, c));
+        gradcheck(&device, &|| Box::new(FieldNorm(NormKind::Instance)), std::slice::from_ref(&x), seed);
+        gradcheck(&device, &|| Box::new(FieldNorm(NormKind::Group)), &[x, tensor(&[c]), tensor(&[c])], seed);
+    }
+
+    #[test]
+    fn linear_ops_are_adjoint_in_every_precision((grid, other, modes, batch, c, seed) in sizes()) {
+        let device = Device::cpu(2).unwrap();
+        for precision in Precision::ALL {
+            let cx = Cx::new(&device, &policy(precision));
+            let mut rng = Rng::new(seed);
+            for (op, shapes) in linear_ops(&device, precision, (&grid, &other, &modes), (batch, c)) {
+                let inputs: Vec<Tensor> = shapes.iter().map(|shape| rng.tensor(&device, shape, precision)).collect();
+                let n_terms = 16 * inputs[0].numel().max(other.iter().product::<usize>() * batch * c);
+                for idx in 0..inputs.len() {
+                    adjoint(&cx, &op, &inputs, idx, n_terms, seed);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn norms_leave_mean_zero_and_variance_one((grid, _, _, batch, c, seed) in sizes()) {
+        let device = Device::cpu(2).unwrap();
+        let grid: Vec<usize> = grid.iter().map(|n| n + 2).collect();
+        let rows: usize = grid.iter().product();
+        for precision in Precision::ALL {
+            let cx = Cx::inference(&device, &policy(precision));
+            let x = Rng::new(seed).tensor(&device, &field(batch, &grid, c), precision);
+            let [one, zero] = [1.0, 0.0].map(|value| {
+                Tensor::from_slice(&device, &vec![value; c], [c], precision, Purpose::Param).unwrap()
+            });
+            let run = |op: FieldNorm, inputs: &[&Tensor]| op.forward(&cx, inputs).unwrap().0[0].to_vec::<f64>().unwrap();
+            let instance = run(FieldNorm(NormKind::Instance), &[&x]);
+            let group = run(FieldNorm(NormKind::Group), &[&x, &one, &zero]);
+            let check = |values: Vec<f64>| {
+                let n = values.len() as f64;
+                let mean = values.iter().sum::<f64>() / n;
+                let var = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
+                // Storage rounds values near 1; the 1e-5 under the root matters where the variance is small.
+                let tolerance = 2.0 * tol(precision, 1);
+                prop_assert!(mean.abs() <= tolerance && var <= 1.0 + tolerance, "{precision}: {mean} {var}");
+                prop_assert!(var > 0.9, "{precision}: variance {var}");
+                Ok(())
+            };
+            for b in 0..batch {
+                check(group[b * rows * c..(b + 1) * rows * c].to_vec())?;
+                for channel in 0..c {
+                    let sample = instance[b * rows * c..(b + 1) * rows * c].iter();
+                    check(sample.skip(channel).step_by(c).copied().collect())?;
+                }
+            }
+        }
+    }
+}
+
+/// A field of few modes on a finer grid is the same function there, negative frequencies included.
+#[test]
+fn resampling_keeps_band_limited_fields() {
+    let device = Device::cpu(1).unwrap();
+    let cx = Cx::inference(&device, &policy(Precision::F64));
+    let function = |p: f64, q: f64| (std::f64::consts::TAU * (2.0 * p - q)).sin() + 0.5;
+    let sampled = |(n, m): (usize, usize)| -> Vec<f64> {
+        (0..n * m).map(|i| function((i / m) as f64 / n as f64, (i % m) as f64 / m as f64)).collect()
+    };
+    let x = Tensor::from_slice(&device, &sampled((9, 8)), [1, 9, 8, 1], Precision::F64, Purpose::Data).unwrap();
+    for (n, m) in [(9, 8), (16, 21), (5, 6)] {
+        let plan = |grid: &[usize]| transform(&device, grid, &[5, 3], Precision::F64, None);
+        let op = FourierResample { analysis: plan(&[9, 8]), synthesis: plan(&[n, m]) };
+        let y = op.forward(&cx, &[&x]).unwrap().0[0].to_vec::<f64>().unwrap();
+        assert_close!("resampled", y, sampled((n, m)), 1e-12);
+    }
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let device = Device::cpu(1).unwrap();
+    let cx = Cx::new(&device, &policy(Precision::F32));
+    let x = Rng::new(1).tensor(&device, &[1, 4, 4, 2], Precision::F32);
+    let short = Rng::new(1).tensor(&device, &[1], Precision::F32);
+    let message = |op: &dyn Op, inputs: &[&Tensor]| op.forward(&cx, inputs).unwrap_err().to_string();
+    assert!(message(&Pad { amount: vec![1] }, &[&x]).contains("pad"));
+    assert!(message(&Crop { amount: vec![2, 0] }, &[&x]).contains("crop"));
+    assert!(message(&Interpolate { from: vec![4, 5], to: vec![8, 8] }, &[&x]).contains("interpolate"));
+    assert!(message(&FieldNorm(NormKind::Group), &[&x, &short, &short]).contains("weight"));
+    let select = SelectModes::new(&[9], &[8], true);
+    assert!(message(&select, &[&x]).contains("index"));
+}
