@@ -3,6 +3,7 @@
 mod config;
 mod error;
 mod fields;
+mod import;
 mod model_file;
 mod observer;
 mod plan;
@@ -16,6 +17,7 @@ pub use config::{
 };
 pub use error::JobError;
 pub use fields::{DataShapes, FieldShape, JobData, data_shapes, load_data};
+pub use import::{import_neuraloperator, neuraloperator_config};
 pub use model_file::{Model, Normalisers};
 pub use observer::{EpochRecord, Evaluation, Observer, Progress, Quiet};
 pub use plan::{JobPlan, PlanOp, plan};

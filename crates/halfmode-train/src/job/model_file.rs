@@ -4,7 +4,8 @@ use crate::job::{JobError, ModelConfig};
 use crate::{Array, load_parameters, read_named};
 use halfmode_autograd::{Cx, Tape};
 use halfmode_data::{FieldPairs, UnitGaussian};
-use halfmode_nn::{Module, Params};
+use halfmode_nn::Module;
+use halfmode_nn::{ParamSpec, Params};
 use halfmode_operators::Fno;
 use halfmode_precision::{PrecisionConfig, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -91,6 +92,20 @@ pub(crate) fn read_model_file(path: &Path) -> Result<(BTreeMap<String, Array>, M
     Ok((arrays, metadata))
 }
 
+/// Whether a file holds every parameter in its shape, before anything is allocated: metadata may
+/// claim any size. The sentence says what is wrong.
+pub(crate) fn check_arrays(specs: &[ParamSpec], arrays: &BTreeMap<String, Array>) -> Result<(), String> {
+    for spec in specs {
+        let expected = [&spec.file_shape[..], if spec.complex { &[2] } else { &[] }].concat();
+        let found = arrays.get(&spec.name).map(|array| &array.shape);
+        if found != Some(&expected) {
+            let found = found.map_or("nothing".to_owned(), |shape| format!("shape {shape:?}"));
+            return Err(format!("tensor `{}` should have shape {expected:?}, found {found}", spec.name));
+        }
+    }
+    Ok(())
+}
+
 /// A trained model, ready for inference.
 #[derive(Debug)]
 pub struct Model {
@@ -112,16 +127,9 @@ impl Model {
         let bad = |why: String| JobError::ModelFile { path: path.to_owned(), why };
         let policy = Arc::new(precision.unwrap_or(&metadata.precision).resolve()?);
         let fno = Fno::new(metadata.config.fno().clone()).map_err(|err| bad(err.to_string()))?;
-        // Before anything is allocated: metadata may claim any size.
-        for spec in fno.param_specs() {
-            let expected = [&spec.file_shape[..], if spec.complex { &[2] } else { &[] }].concat();
-            let found = arrays.get(&spec.name).map(|array| &array.shape);
-            if found != Some(&expected) {
-                let found = found.map_or("nothing".to_owned(), |shape| format!("shape {shape:?}"));
-                return Err(bad(format!("tensor `{}` should have shape {expected:?}, found {found}", spec.name)));
-            }
-        }
-        let mut params = Params::new(device, fno.param_specs(), &policy, 0)?;
+        let specs = fno.param_specs();
+        check_arrays(&specs, &arrays).map_err(bad)?;
+        let mut params = Params::new(device, specs, &policy, 0)?;
         load_parameters(&mut params, &arrays).map_err(|err| bad(err.to_string()))?;
         let (config, normalisers) = (metadata.config, metadata.normalisers);
         Ok(Model { config, normalisers, device: device.clone(), policy, fno, params })
@@ -151,7 +159,7 @@ impl Model {
         &self.params
     }
 
-    /// Predicts outputs for raw inputs.
+    /// Predicts outputs for raw inputs, on the grid of the inputs unless the model scales it.
     ///
     /// # Shapes
     /// - `x`: `[n, in_channels, n_1, …, n_d]`
@@ -160,19 +168,27 @@ impl Model {
     /// # Errors
     /// [`JobError::DataShape`] if `x` has other axes or channels, those of the model and of memory.
     pub fn predict(&self, x: &ArrayViewD<'_, f32>, batch: usize) -> Result<ArrayD<f32>, JobError> {
+        self.predict_on(x, batch, None)
+    }
+
+    /// As [`Model::predict`], with outputs on the grid `output_shape`.
+    ///
+    /// # Errors
+    /// Those of [`Model::predict`], and of an output grid that the model cannot make.
+    pub fn predict_on(
+        &self,
+        x: &ArrayViewD<'_, f32>,
+        batch: usize,
+        output_shape: Option<&[usize]>,
+    ) -> Result<ArrayD<f32>, JobError> {
         let fno = self.config.fno();
         if x.ndim() != fno.n_modes.len() + 2 || x.shape()[1] != fno.in_channels {
             let expected = format!("[n, {}, {} spatial axes]", fno.in_channels, fno.n_modes.len());
             return Err(JobError::DataShape { what: "the input".to_owned(), found: x.shape().to_vec(), expected });
         }
-        let mut extents = x.shape().to_vec();
-        extents[1] = fno.out_channels;
-        let mut out = ArrayD::zeros(IxDyn(&extents));
-        for (start, mut target) in
-            (0..x.len_of(Axis(0))).step_by(batch.max(1)).zip(out.axis_chunks_iter_mut(Axis(0), batch.max(1)))
-        {
-            let end = (start + batch.max(1)).min(x.len_of(Axis(0)));
-            let mut input = x.slice_axis(Axis(0), ndarray::Slice::from(start..end)).as_standard_layout().into_owned();
+        let mut predictions = Vec::new();
+        for chunk in x.axis_chunks_iter(Axis(0), batch.max(1)) {
+            let mut input = chunk.as_standard_layout().into_owned();
             if let Some(normalisers) = &self.normalisers {
                 normalisers.input.encode(&mut input.view_mut())?;
             }
@@ -181,13 +197,20 @@ impl Model {
             let mut tape = Tape::new(Cx::inference(&self.device, &self.policy));
             let weights = self.params.leaves(&mut tape);
             let input = tape.constant(input);
-            let mut prediction = self.fno.forward(&mut tape, &weights, &[&input])?.value().to_ndarray::<f32>()?;
+            let y = self.fno.forward_to(&mut tape, &weights, &input, output_shape)?;
+            let mut prediction = y.value().to_ndarray::<f32>()?;
             if let Some(normalisers) = &self.normalisers {
                 normalisers.output.decode(&mut prediction.view_mut())?;
             }
-            target.assign(&prediction);
+            predictions.push(prediction);
         }
-        Ok(out)
+        let views: Vec<ArrayViewD<'_, f32>> = predictions.iter().map(|it| it.view()).collect();
+        let empty = || {
+            let mut extents = x.shape().to_vec();
+            extents[1] = fno.out_channels;
+            ArrayD::zeros(IxDyn(&extents))
+        };
+        Ok(ndarray::concatenate(Axis(0), &views).unwrap_or_else(|_| empty()))
     }
 
     /// Mean relative errors on samples.

@@ -8,6 +8,7 @@ mod doctor;
 mod environment;
 mod error;
 mod eval;
+mod import;
 mod memory;
 mod model_source;
 mod output;
@@ -128,6 +129,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Errors of a trained model, at any resolution.
     Eval(eval::EvalArgs),
+    /// Makes a model file from a model of another library.
+    Import(import::ImportArgs),
     /// Predicts outputs for the inputs in a file.
     Predict(predict::PredictArgs),
     /// Says what a job would cost, without running it.
@@ -145,6 +148,7 @@ impl Command {
             Command::Data(args) => args.name(),
             Command::Train(_) => "train",
             Command::Eval(_) => "eval",
+            Command::Import(_) => "import neuraloperator",
             Command::Predict(_) => "predict",
             Command::Plan(_) => "plan",
             Command::Bench(_) => "bench step",
@@ -230,6 +234,7 @@ fn run(command: &Command, context: &Context) -> Result<Exit, CliError> {
         Command::Data(args) => data::run(args, context),
         Command::Train(args) => train::run(args, context),
         Command::Eval(args) => eval::run(args, context),
+        Command::Import(args) => import::run(args, context),
         Command::Predict(args) => predict::run(args, context),
         Command::Plan(args) => plan::run(args, context),
         Command::Bench(args) => bench::run(args, context),

@@ -2,7 +2,7 @@
 
 use crate::cli::array_file::ArrayFile;
 use crate::cli::error::{CliError, Exit};
-use crate::cli::model_source::{self, PrecisionChoice, check_fields};
+use crate::cli::model_source::{self, PrecisionChoice, check_fields, check_grid};
 use crate::cli::{Context, text};
 use halfmode::data::numpy::write_npy;
 use serde_json::json;
@@ -26,6 +26,9 @@ pub(crate) struct PredictArgs {
     /// Computes in another precision than the model's: full, amp, mixed, half, or as mixed:bf16.
     #[arg(long, value_name = "PRESET")]
     precision: Option<PrecisionChoice>,
+    /// The grid of the outputs, as in 64,64 [default: that of the inputs].
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    output_shape: Option<Vec<u32>>,
     /// Samples at a time.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     batch: u32,
@@ -38,11 +41,21 @@ pub(crate) fn run(args: &PredictArgs, context: &Context) -> Result<Exit, CliErro
     let help = format!("halfmode data inspect {}", args.input.display());
     check_fields(&source.model, &format!("`{key}`"), x.shape())
         .map_err(|err| err.at(args.input.display().to_string()).or_help(help))?;
+    if let Err(why) = check_grid(&source.model, &x.shape()[2..]) {
+        context.output.warn(&format!("{why}; the others are left out"));
+    }
+    let output_shape: Option<Vec<usize>> =
+        args.output_shape.as_ref().map(|shape| shape.iter().map(|&n| n as usize).collect());
+    let n_axes = x.ndim() - 2;
+    if let Some(shape) = output_shape.as_ref().filter(|shape| shape.len() != n_axes) {
+        let what = format!("--output-shape has {} numbers, the model has {n_axes} spatial axes", shape.len());
+        return Err(CliError::new(Exit::Usage, what).at("--output-shape"));
+    }
     if let Some(bad) = x.iter().find(|value| !value.is_finite()) {
         context.output.warn(&format!("the input holds {bad}; the outputs of such samples mean nothing"));
     }
     let start = Instant::now();
-    let y = source.model.predict(&x.view(), args.batch as usize)?;
+    let y = source.model.predict_on(&x.view(), args.batch as usize, output_shape.as_deref())?;
     let seconds = start.elapsed().as_secs_f64();
     let n_bad = y.iter().filter(|value| !value.is_finite()).count();
     if n_bad > 0 {
