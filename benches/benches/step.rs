@@ -3,7 +3,7 @@
 
 use halfmode_benches::{Bench, noise};
 use halfmode_data::FieldPairs;
-use halfmode_operators::{FnoConfig, StabilizerKind};
+use halfmode_operators::FnoConfig;
 use halfmode_precision::{Precision, PrecisionConfig, Preset};
 use halfmode_tensor::Device;
 use halfmode_train::job::{JobConfig, JobData, LossKind, ModelConfig, Trainer};
@@ -30,9 +30,7 @@ fn main() {
             let device = Device::cpu(0).unwrap();
             let trainer = |preset| {
                 let mut config = JobConfig::darcy();
-                let mut fno = FnoConfig::new(modes, hidden);
-                fno.stabilizer = StabilizerKind::Tanh;
-                config.model = ModelConfig::Fno(fno);
+                config.model = ModelConfig::Fno(FnoConfig::new(modes, hidden));
                 config.data = halfmode_train::job::DataConfig::File(halfmode_train::job::FileData {
                     train: "random".into(),
                     test: vec!["random".into()],

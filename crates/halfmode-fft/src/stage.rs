@@ -140,26 +140,32 @@ impl Stage<'_> {
             let cols = max_cols.min(self.inner - first);
             let (tile_in, tile_out) = (&mut tile_in[..rows_in * cols], &mut tile_out[..n_rows * cols]);
             let interleaved = (self.interleaved, direction);
-            if interleaved == (true, Direction::ToModes) {
+            let tile_in: &[R] = if interleaved == (true, Direction::ToModes) {
                 self.gather_interleaved(input, tile_in, first, cols);
+                tile_in
             } else if cols == self.inner {
-                input.widen(tile_in);
+                input.widened(tile_in)
             } else {
                 for (row, line) in tile_in.chunks_exact_mut(cols).enumerate() {
                     input.slice(row * self.inner + first..row * self.inner + first + cols).widen(line);
                 }
-            }
-            let rows = first_row..first_row + n_rows;
+                tile_in
+            };
             let how = (self.weights, self.scale);
-            match direction {
-                Direction::ToModes => self.axis.to_modes(tile_in, tile_out, rows, cols, how, rest),
-                Direction::ToGrid => self.axis.to_grid(tile_in, tile_out, rows, cols, how, rest),
-            }
+            let mut transform = |tile_out: &mut [R]| {
+                let rows = first_row..first_row + n_rows;
+                match direction {
+                    Direction::ToModes => self.axis.to_modes(tile_in, tile_out, rows, cols, how, rest),
+                    Direction::ToGrid => self.axis.to_grid(tile_in, tile_out, rows, cols, how, rest),
+                }
+            };
             if interleaved == (true, Direction::ToGrid) {
+                transform(tile_out);
                 self.scatter_interleaved(tile_out, output, first, cols);
             } else if cols == self.inner {
-                output.narrow(tile_out);
+                output.fill(tile_out, transform);
             } else {
+                transform(tile_out);
                 for (row, line) in tile_out.chunks_exact(cols).enumerate() {
                     output.slice_mut(row * self.inner + first..row * self.inner + first + cols).narrow(line);
                 }

@@ -183,12 +183,15 @@ fn analyse(block: &FnoBlock, cx: &Cx, x: &Tensor, dims: &Dims, scale: f64) -> Re
                 scratch.with::<R, _>(|scratch| {
                     let (line, scratch) = scratch.split_at_mut(dims.line());
                     let (modes, scratch) = scratch.split_at_mut(dims.half_line());
-                    x_view.slice(idx * dims.line()..(idx + 1) * dims.line()).widen(line);
-                    if tanh {
+                    let x = x_view.slice(idx * dims.line()..(idx + 1) * dims.line());
+                    let x = if tanh {
+                        x.widen(line);
                         <R as Real>::tanh(line);
-                    }
-                    rows.to_modes(line, modes, dims.c, scratch);
-                    out.narrow(modes);
+                        line
+                    } else {
+                        x.widened(line)
+                    };
+                    out.fill(modes, |modes| rows.to_modes(x, modes, dims.c, scratch));
                 });
             }));
         });
@@ -244,13 +247,14 @@ fn finish_rows<R: AxisReal>(
     linear(z, w.w1, m, (dims.c, dims.h), R::ZERO);
     add_bias(m, w.b1);
     R::gelu(m);
-    linear(m, w.w2, u, (dims.h, dims.c), R::ZERO);
-    add_bias(u, w.b2);
-    add_gated(u, w.gate, x);
-    if dims.act {
-        R::gelu(u);
-    }
-    out.narrow(u);
+    out.fill(u, |u| {
+        linear(m, w.w2, u, (dims.h, dims.c), R::ZERO);
+        add_bias(u, w.b2);
+        add_gated(u, w.gate, x);
+        if dims.act {
+            R::gelu(u);
+        }
+    });
 }
 
 pub(crate) fn backward(
@@ -401,8 +405,8 @@ fn row_gradient_tile<R: AxisReal>(
     gx_out.narrow(gx);
     let (half, scratch) = scratch.split_at_mut(dims.half_line());
     for (idx, line) in g.chunks_exact(dims.line()).enumerate() {
-        adjoint.to_modes(line, half, c, scratch);
-        gz_out.slice_mut(idx * dims.half_line()..(idx + 1) * dims.half_line()).narrow(half);
+        let mut modes = gz_out.slice_mut(idx * dims.half_line()..(idx + 1) * dims.half_line());
+        modes.fill(half, |modes| adjoint.to_modes(line, modes, c, scratch));
     }
 }
 
@@ -432,15 +436,15 @@ fn add_analysis_grad(
                     let (half, scratch) = scratch.split_at_mut(dims.half_line());
                     let modes = gt_view.slice(idx * dims.half_line()..(idx + 1) * dims.half_line()).widened(half);
                     rows.to_grid(modes, g, dims.c, scratch);
-                    out.as_view().widen(sum);
-                    if tanh {
-                        x_view.slice(idx * dims.line()..(idx + 1) * dims.line()).widen(t);
-                        <R as Real>::tanh(t);
-                        add_tanh_grad(sum, g, t);
-                    } else {
-                        add(sum, g);
-                    }
-                    out.narrow(sum);
+                    out.update(sum, |sum| {
+                        if tanh {
+                            x_view.slice(idx * dims.line()..(idx + 1) * dims.line()).widen(t);
+                            <R as Real>::tanh(t);
+                            add_tanh_grad(sum, g, t);
+                        } else {
+                            add(sum, g);
+                        }
+                    });
                 });
             }));
         });

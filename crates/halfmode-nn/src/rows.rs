@@ -41,15 +41,33 @@ pub(crate) fn add_bias<R: Real>(y: &mut [R], b: &[R]) {
     );
 }
 
+/// Channels whose sums stay in one register over all rows.
+const LANES: usize = 16;
+
+/// Blocks of at most [`LANES`] channels.
+fn blocks(c: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..c).step_by(LANES).map(move |first| first..(first + LANES).min(c))
+}
+
 /// `sums[c] += sum over rows of g[row, c]`
 pub(crate) fn add_column_sums<R: Real>(g: &[R], sums: &mut [R]) {
     R::vectorised(
         #[inline(always)]
         || {
-            for row in g.chunks_exact(sums.len()) {
-                for (sum, g) in sums.iter_mut().zip(row) {
-                    *sum += *g;
+            let c = sums.len();
+            for block in blocks(c) {
+                let mut lanes = [R::ZERO; LANES];
+                lanes[..block.len()].copy_from_slice(&sums[block.clone()]);
+                if block.len() == LANES {
+                    for row in g.chunks_exact(c) {
+                        lanes.iter_mut().zip(&row[block.start..][..LANES]).for_each(|(sum, g)| *sum += *g);
+                    }
+                } else {
+                    for row in g.chunks_exact(c) {
+                        lanes.iter_mut().zip(&row[block.clone()]).for_each(|(sum, g)| *sum += *g);
+                    }
                 }
+                sums[block.clone()].copy_from_slice(&lanes[..block.len()]);
             }
         },
     );
@@ -75,11 +93,27 @@ pub(crate) fn gate_grads<R: Real>(g: &[R], gate: &[R], x: &[R], gx: &mut [R], su
         #[inline(always)]
         || {
             let c = gate.len();
-            for ((g, x), gx) in g.chunks_exact(c).zip(x.chunks_exact(c)).zip(gx.chunks_exact_mut(c)) {
-                for idx in 0..c {
-                    gx[idx] = gate[idx] * g[idx];
-                    sums[idx] += g[idx] * x[idx];
+            for (gx, g) in gx.chunks_exact_mut(c).zip(g.chunks_exact(c)) {
+                for ((gx, g), gate) in gx.iter_mut().zip(g).zip(gate) {
+                    *gx = *gate * *g;
                 }
+            }
+            for block in blocks(c) {
+                let mut lanes = [R::ZERO; LANES];
+                lanes[..block.len()].copy_from_slice(&sums[block.clone()]);
+                let rows = g.chunks_exact(c).zip(x.chunks_exact(c));
+                if block.len() == LANES {
+                    for (g, x) in rows {
+                        let terms = g[block.start..][..LANES].iter().zip(&x[block.start..][..LANES]);
+                        lanes.iter_mut().zip(terms).for_each(|(sum, (g, x))| *sum += *g * *x);
+                    }
+                } else {
+                    for (g, x) in rows {
+                        let terms = g[block.clone()].iter().zip(&x[block.clone()]);
+                        lanes.iter_mut().zip(terms).for_each(|(sum, (g, x))| *sum += *g * *x);
+                    }
+                }
+                sums[block.clone()].copy_from_slice(&lanes[..block.len()]);
             }
         },
     );

@@ -159,6 +159,28 @@ impl<'a> ViewMut<'a> {
         R::narrow(src, self);
     }
 
+    /// Lets `work` write all scalars as accumulators: in place where they are stored as such, else in the
+    /// front of `buffer`, which is then rounded to the storage precision.
+    pub fn fill<R: Real>(&mut self, buffer: &mut [R], work: impl FnOnce(&mut [R])) {
+        if let Some(values) = R::direct_mut(self) {
+            return work(values);
+        }
+        let tile = &mut buffer[..self.len()];
+        work(tile);
+        R::narrow(tile, self);
+    }
+
+    /// As [`ViewMut::fill`], with the old values there to be changed.
+    pub fn update<R: Real>(&mut self, buffer: &mut [R], work: impl FnOnce(&mut [R])) {
+        if let Some(values) = R::direct_mut(self) {
+            return work(values);
+        }
+        let tile = &mut buffer[..self.len()];
+        R::widen(self.as_view(), tile);
+        work(tile);
+        R::narrow(tile, self);
+    }
+
     /// Copies the scalars of `src`, which has the same length and precision; of another precision it
     /// copies nothing.
     pub(crate) fn copy_from(&mut self, src: View<'_>) {

@@ -145,8 +145,9 @@ pub(super) fn forward(device: &Device, plan: &Plan, inputs: &[&Tensor; 5], y: &m
                     let (row, col) = plan.y.strides(n, c_out);
                     let out = MatMut { data: y, row, col };
                     R::gemm((n, c_out, plan.c_hidden), Mat::rows(h, plan.c_hidden), Mat::transposed(w.w2, plan.c_hidden), out, R::ZERO, R::ONE);
-                    for idx in 0..n {
-                        w.b2.iter().enumerate().for_each(|(c, b)| y[idx * row + c * col] += *b);
+                    match plan.y.channels_at {
+                        Channels::Last => add_bias(y, w.b2),
+                        Channels::First => y.chunks_exact_mut(n).zip(w.b2).for_each(|(y, b)| y.iter_mut().for_each(|y| *y += *b)),
                     }
                     store(&mut pieces, y);
                 });
@@ -240,8 +241,11 @@ fn backward_tile<R: Real>(
     let gy_t = Mat { data: gy, row: gy_col, col: gy_row };
     let [gw1, gb1, gw2, gb2] = sums else { return };
     R::gemm((c_out, c_hidden, n), gy_t, Mat::rows(h, c_hidden), MatMut::rows(gw2, c_hidden), R::ONE, R::ONE);
-    for idx in 0..n {
-        gb2.iter_mut().enumerate().for_each(|(c, sum)| *sum += gy[idx * gy_row + c * gy_col]);
+    match plan.y.channels_at {
+        Channels::Last => add_column_sums(gy, gb2),
+        Channels::First => {
+            gy.chunks_exact(n).zip(gb2.iter_mut()).for_each(|(gy, sum)| gy.iter().for_each(|g| *sum += *g))
+        }
     }
     R::gemm((n, c_hidden, c_out), gy_mat, Mat::rows(w.w2, c_hidden), MatMut::rows(gh, c_hidden), R::ZERO, R::ONE);
     scale_by(gh, slope);
