@@ -237,13 +237,10 @@ mod tests {
     fn the_kernel_agrees_with_the_library() {
         for (m, n, k) in [(128, 32, 32), (18, 32, 64), (64, 48, 18), (16, 64, 32), (421, 16, 66)] {
             let (a, b) = (values(m * k, 0.1), values(k * n, 0.2));
-            let run = |product: fn((usize, usize, usize), Mat<'_, f32>, Mat<'_, f32>, MatMut<'_, f32>)| {
-                let mut c = vec![0.0; m * n];
-                product((m, n, k), Mat::rows(&a, k), Mat::rows(&b, n), MatMut::rows(&mut c, n));
-                c
-            };
-            let got = run(|dims, a, b, c| product_f32(dims, a, b, c, 0.0, 1.0));
-            let want = run(|dims, a, b, c| product(dims, a, b, c, 0.0, 1.0, 0.0));
+            let (mut got, mut want) = (vec![0.0; m * n], vec![0.0; m * n]);
+            let (dims, a, b) = ((m, n, k), Mat::rows(&a, k), Mat::rows(&b, n));
+            product_f32(dims, a, b, MatMut::rows(&mut got, n), 0.0, 1.0);
+            product(dims, a, b, MatMut::rows(&mut want, n), 0.0, 1.0, 0.0);
             for (got, want) in got.iter().zip(&want) {
                 assert!((got - want).abs() <= k as f32 * f32::EPSILON, "{m} {n} {k}: {got} {want}");
             }

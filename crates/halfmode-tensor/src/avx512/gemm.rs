@@ -70,9 +70,12 @@ impl Product {
         macro_rules! rows {
             ($($n:literal)*) => {
                 match (rows, cols > LANES) {
-                    // SAFETY: as this function's.
-                    $(($n, true) => unsafe { self.registers::<$n, 2>(row, col, cols - LANES) },
-                      ($n, false) => unsafe { self.registers::<$n, 1>(row, col, cols) },)*
+                    $(
+                        // SAFETY: as this function's.
+                        ($n, true) => unsafe { self.registers::<$n, 2>(row, col, cols - LANES) },
+                        // SAFETY: as this function's.
+                        ($n, false) => unsafe { self.registers::<$n, 1>(row, col, cols) },
+                    )*
                     _ => debug_assert!(false, "a block of {rows} rows"),
                 }
             };
@@ -95,28 +98,28 @@ impl Product {
             let (mut a, mut b) = (self.a.add(row * self.a_row), self.b.add(col));
             for _ in 0..self.k {
                 let mut line = [_mm512_setzero_ps(); V];
-                for v in 0..V {
-                    line[v] = _mm512_maskz_loadu_ps(masks[v], b.wrapping_add(v * LANES));
+                for (v, (line, mask)) in line.iter_mut().zip(masks).enumerate() {
+                    *line = _mm512_maskz_loadu_ps(mask, b.wrapping_add(v * LANES));
                 }
-                for i in 0..M {
+                for (i, sums) in sums.iter_mut().enumerate() {
                     let factor = _mm512_set1_ps(*a.add(i * self.a_row));
-                    for v in 0..V {
-                        sums[i][v] = _mm512_fmadd_ps(factor, line[v], sums[i][v]);
+                    for (sum, line) in sums.iter_mut().zip(line) {
+                        *sum = _mm512_fmadd_ps(factor, line, *sum);
                     }
                 }
                 a = a.wrapping_add(self.a_col);
                 b = b.wrapping_add(self.b_row);
             }
             let (keep, scale) = (_mm512_set1_ps(self.keep), _mm512_set1_ps(self.scale));
-            for i in 0..M {
+            for (i, sums) in sums.into_iter().enumerate() {
                 let c = self.c.add((row + i) * self.c_row + col);
-                for v in 0..V {
+                for (v, (sum, mask)) in sums.into_iter().zip(masks).enumerate() {
                     let c = c.wrapping_add(v * LANES);
-                    let mut value = _mm512_mul_ps(scale, sums[i][v]);
+                    let mut value = _mm512_mul_ps(scale, sum);
                     if self.keep != 0.0 {
-                        value = _mm512_fmadd_ps(keep, _mm512_maskz_loadu_ps(masks[v], c), value);
+                        value = _mm512_fmadd_ps(keep, _mm512_maskz_loadu_ps(mask, c), value);
                     }
-                    _mm512_mask_storeu_ps(c, masks[v], value);
+                    _mm512_mask_storeu_ps(c, mask, value);
                 }
             }
         }
