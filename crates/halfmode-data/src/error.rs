@@ -50,6 +50,14 @@ pub enum Error {
         /// What the zip layer says.
         reason: String,
     },
+    /// The file is not one that `torch.save` wrote, or has something that cannot be read.
+    #[error("`{}` is not a readable torch file: {reason}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The archive has no array of that name.
     #[error("`{}` has no array `{key}`; it has: {}", path.display(), list(found))]
     MissingKey {

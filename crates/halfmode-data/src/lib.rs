@@ -14,8 +14,10 @@ mod npy_header;
 mod npz;
 pub mod numpy;
 mod pairs_file;
+mod pickle;
 mod random;
 mod real;
+mod torch_file;
 
 pub use atomic_file::write_atomically;
 pub use cache::{CacheOutcome, CacheWarning, Generator, load_or_generate};
@@ -30,3 +32,4 @@ pub use npz::NpzFile;
 pub use pairs_file::{ChannelLayout, read_pairs, write_pairs};
 pub use random::shuffled;
 pub use real::Real;
+pub use torch_file::TorchFile;

@@ -8,7 +8,7 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 use half::f16;
-use ndarray::{ArrayD, ArrayViewD, IxDyn, ShapeBuilder};
+use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn, ShapeBuilder};
 use ndarray_npy::{NpzWriter, WriteNpyError, WriteNpyExt, WriteNpzError};
 
 use crate::atomic_file::write_atomically;
@@ -50,8 +50,7 @@ pub fn npy_info(path: &Path) -> Result<ArrayInfo> {
 /// [`Error::Io`]; an existing file is then unchanged.
 pub fn write_npy<T: Real>(path: &Path, array: &ArrayViewD<'_, T>) -> Result<()> {
     let fill = |writer: &mut BufWriter<File>| {
-        let array = array.as_standard_layout();
-        array.write_npy(&mut *writer).map_err(|error| write_error(path, npy_to_io(error)))
+        dense(array).write_npy(&mut *writer).map_err(|error| write_error(path, npy_to_io(error)))
     };
     write_atomically(path, fill, |source| write_error(path, source))
 }
@@ -77,9 +76,9 @@ pub fn write_npz(path: &Path, arrays: &[(&str, NpzArray<'_>)]) -> Result<()> {
         let mut npz = NpzWriter::new(&mut *writer);
         for (name, array) in arrays {
             match array {
-                NpzArray::F32(a) => npz.add_array(*name, &a.as_standard_layout()),
-                NpzArray::F64(a) => npz.add_array(*name, &a.as_standard_layout()),
-                NpzArray::U8(a) => npz.add_array(*name, &a.as_standard_layout()),
+                NpzArray::F32(a) => npz.add_array(*name, &dense(a)),
+                NpzArray::F64(a) => npz.add_array(*name, &dense(a)),
+                NpzArray::U8(a) => npz.add_array(*name, &dense(a)),
             }
             .map_err(|error| write_error(path, npz_to_io(error)))?;
         }
@@ -87,6 +86,17 @@ pub fn write_npz(path: &Path, arrays: &[(&str, NpzArray<'_>)]) -> Result<()> {
         writer.flush().map_err(|source| write_error(path, source))
     };
     write_atomically(path, fill, |source| write_error(path, source))
+}
+
+/// The array in row-major order with the strides that its shape alone implies. Axes of length 0 or 1
+/// may have any others, and `ndarray-npy` panics where they do.
+fn dense<'a, T: Copy>(array: &'a ArrayViewD<'_, T>) -> CowArray<'a, T, IxDyn> {
+    let standard = array.as_standard_layout();
+    if standard.as_slice_memory_order().is_some() {
+        return standard;
+    }
+    let rebuilt = ArrayD::from_shape_vec(array.raw_dim(), array.iter().copied().collect());
+    rebuilt.map_or(standard, CowArray::from)
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> Error {

@@ -285,3 +285,20 @@ proptest! {
         try_npz(flipped);
     }
 }
+
+/// Axes of length 0 and 1 may have strides that no other axis could have.
+#[test]
+fn arrays_with_inserted_and_empty_axes_are_written() {
+    let folder = Folder::new("strides");
+    for shape in [&[0, 3][..], &[3, 0], &[2, 3], &[1, 1], &[4, 1, 2]] {
+        for axis in 0..=shape.len() {
+            let array = ArrayD::<f32>::from_shape_fn(IxDyn(shape), |index| index[0] as f32).insert_axis(Axis(axis));
+            let path = folder.file("array.npy");
+            write_npy(&path, &array.view()).unwrap();
+            assert_eq!(halfmode_data::numpy::read_npy::<f32>(&path).unwrap(), array);
+            let archive = folder.file("array.npz");
+            write_npz(&archive, &[("a", NpzArray::F32(array.view()))]).unwrap();
+            assert_eq!(NpzFile::open(&archive).unwrap().read::<f32>("a").unwrap(), array);
+        }
+    }
+}

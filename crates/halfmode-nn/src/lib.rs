@@ -26,7 +26,7 @@ pub use module::Module;
 pub use norm::{FieldNorm, NormKind};
 pub use param::{Init, ParamLayout, ParamRole, ParamSpec, Parameter, Params};
 pub use pointwise::{Add, ChannelBias, ChannelGate, Gelu, Linear, Tanh};
-pub use resize::{Crop, FourierResample, Interpolate, Pad};
+pub use resize::{FourierResample, Interpolate, Margin};
 pub use spectral_conv::{ModeProduct, SpectralConv};
 
 /// The result of everything that can fail here.

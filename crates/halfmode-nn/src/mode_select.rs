@@ -3,7 +3,7 @@
 use crate::pointwise::{Grads, filled};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::DType;
+use halfmode_precision::{DType, Domain};
 use halfmode_tensor::{Purpose, Shape, Tensor, with_real};
 use smallvec::smallvec;
 use std::sync::Arc;
@@ -32,9 +32,10 @@ impl SelectModes {
     ///
     /// Source: the slices of neuraloperator's `SpectralConv.forward`.
     #[must_use]
-    pub fn new(stored: &[usize], used: &[usize], real: bool) -> Self {
+    pub fn new(stored: &[usize], used: &[usize], domain: Domain) -> Self {
         let d = stored.len();
-        let first = |axis: usize| if real && axis + 1 == d { 0 } else { (stored[axis] - used[axis]) / 2 };
+        let first =
+            |axis: usize| if domain == Domain::Real && axis + 1 == d { 0 } else { (stored[axis] - used[axis]) / 2 };
         let modes = (0..used.iter().product()).map(|flat: usize| {
             let (mut rest, mut at, mut stride) = (flat, 0, 1);
             for axis in (0..d).rev() {
@@ -85,9 +86,9 @@ mod tests {
     /// Slices that neuraloperator's arithmetic gives: `start // 2 .. max + (-start // 2)`, and `..max - start`.
     #[test]
     fn modes_around_the_centre_and_from_the_start() {
-        assert_eq!(&*SelectModes::new(&[4, 3], &[4, 3], true).modes, (0..12).collect::<Vec<_>>());
-        assert_eq!(&*SelectModes::new(&[4, 3], &[2, 2], true).modes, [3, 4, 6, 7]);
-        assert_eq!(&*SelectModes::new(&[5], &[2], true).modes, [0, 1]);
-        assert_eq!(&*SelectModes::new(&[8], &[5], false).modes, [1, 2, 3, 4, 5]);
+        assert_eq!(&*SelectModes::new(&[4, 3], &[4, 3], Domain::Real).modes, (0..12).collect::<Vec<_>>());
+        assert_eq!(&*SelectModes::new(&[4, 3], &[2, 2], Domain::Real).modes, [3, 4, 6, 7]);
+        assert_eq!(&*SelectModes::new(&[5], &[2], Domain::Real).modes, [0, 1]);
+        assert_eq!(&*SelectModes::new(&[8], &[5], Domain::Complex).modes, [1, 2, 3, 4, 5]);
     }
 }

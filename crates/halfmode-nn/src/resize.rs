@@ -9,30 +9,23 @@ use halfmode_tensor::{Purpose, Real, Shape, Tensor, with_real};
 use smallvec::smallvec;
 use std::sync::Arc;
 
-/// Appends `amount[i]` zeros on both sides of axis i.
+/// Points added to or taken from a field on both sides of every axis. Each is the other's adjoint.
 ///
 /// # Shapes
-/// - input: `[batch, n_1, …, n_d, c]`; output: `[batch, n_1 + 2 p_1, …, c]`
+/// - input: `[batch, n_1, …, n_d, c]`
+/// - output: `[batch, n_1 ± 2 p_1, …, n_d ± 2 p_d, c]`
 ///
 /// # Saved for backward
-/// Nothing. The adjoint is [`Crop`].
-///
-/// # Errors
-/// [`Error::Shape`] if the input has another number of axes.
-#[derive(Clone, Debug)]
-pub struct Pad {
-    /// Points added on each side of each axis.
-    pub amount: Vec<usize>,
-}
-
-/// Drops `amount[i]` points on both sides of axis i: the adjoint of [`Pad`], and saves nothing either.
+/// Nothing.
 ///
 /// # Errors
 /// [`Error::Shape`] if the input has another number of axes or not enough points.
 #[derive(Clone, Debug)]
-pub struct Crop {
-    /// Points dropped on each side of each axis.
-    pub amount: Vec<usize>,
+pub enum Margin {
+    /// Adds `p_i` zeros on each side of axis i.
+    Pad(Vec<usize>),
+    /// Drops `p_i` points on each side of axis i.
+    Crop(Vec<usize>),
 }
 
 /// Copies between a field and the middle of a larger one; `widen` says which of the two is the source.
@@ -73,37 +66,32 @@ fn copy_middle(cx: &Cx, op: &'static str, x: &Tensor, amount: &[usize], widen: b
     }))
 }
 
-impl Op for Pad {
-    fn name(&self) -> &'static str {
-        "pad"
-    }
-
-    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
-        let [x] = self.expect_inputs(inputs)?;
-        let y = copy_middle(cx, self.name(), x, &self.amount, true).map_err(|err| err.in_op(self.name()))?;
-        Ok((smallvec![y], Saved::new(self.name())))
-    }
-
-    fn backward(&self, cx: &Cx, _: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
-        let Some(g) = grads[0].take() else { return Ok(vec![None]) };
-        Ok(vec![Some(copy_middle(cx, self.name(), &g, &self.amount, false).map_err(|err| err.in_op(self.name()))?)])
+impl Margin {
+    fn run(&self, cx: &Cx, x: &Tensor, adjoint: bool) -> halfmode_autograd::Result<Tensor> {
+        let (amount, widen) = match self {
+            Margin::Pad(amount) => (amount, !adjoint),
+            Margin::Crop(amount) => (amount, adjoint),
+        };
+        copy_middle(cx, self.name(), x, amount, widen).map_err(|err| err.in_op(self.name()))
     }
 }
 
-impl Op for Crop {
+impl Op for Margin {
     fn name(&self) -> &'static str {
-        "crop"
+        match self {
+            Margin::Pad(_) => "pad",
+            Margin::Crop(_) => "crop",
+        }
     }
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
         let [x] = self.expect_inputs(inputs)?;
-        let y = copy_middle(cx, self.name(), x, &self.amount, false).map_err(|err| err.in_op(self.name()))?;
-        Ok((smallvec![y], Saved::new(self.name())))
+        Ok((smallvec![self.run(cx, x, false)?], Saved::new(self.name())))
     }
 
     fn backward(&self, cx: &Cx, _: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
         let Some(g) = grads[0].take() else { return Ok(vec![None]) };
-        Ok(vec![Some(copy_middle(cx, self.name(), &g, &self.amount, true).map_err(|err| err.in_op(self.name()))?)])
+        Ok(vec![Some(self.run(cx, &g, true)?)])
     }
 }
 

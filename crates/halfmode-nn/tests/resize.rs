@@ -5,10 +5,8 @@ mod common;
 
 use common::{cases, grid_and_modes, policy, transform};
 use halfmode_autograd::{Cx, Op};
-use halfmode_nn::{
-    Crop, FieldNorm, FourierResample, Interpolate, ModeProduct, NormKind, Pad, SelectModes, SpectralConv,
-};
-use halfmode_precision::Precision;
+use halfmode_nn::{FieldNorm, FourierResample, Interpolate, Margin, ModeProduct, NormKind, SelectModes, SpectralConv};
+use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Rng, adjoint, assert_close, gradcheck, tol};
 use proptest::prelude::*;
@@ -45,8 +43,8 @@ fn linear_ops(
     let padded: Vec<usize> = grid.iter().zip(&amount).map(|(n, p)| n + 2 * p).collect();
     let mut ops: Vec<(Make, Vec<Vec<usize>>)> = Vec::new();
     let pad = amount.clone();
-    ops.push((Box::new(move || Box::new(Pad { amount: pad.clone() })), vec![x.clone()]));
-    ops.push((Box::new(move || Box::new(Crop { amount: amount.clone() })), vec![field(batch, &padded, c)]));
+    ops.push((Box::new(move || Box::new(Margin::Pad(pad.clone()))), vec![x.clone()]));
+    ops.push((Box::new(move || Box::new(Margin::Crop(amount.clone()))), vec![field(batch, &padded, c)]));
     let both = smaller(modes, other);
     let plan = |grid: &[usize]| transform(device, grid, &both, precision, None);
     let (analysis, synthesis) = (plan(grid), plan(other));
@@ -62,7 +60,7 @@ fn linear_ops(
         ops.push((Box::new(move || Box::new(Interpolate { from: from.clone(), to: to.clone() })), vec![x]));
     }
     let (stored, used) = (modes.to_vec(), both);
-    let select = move || SelectModes::new(&stored, &used, true);
+    let select = move || SelectModes::new(&stored, &used, Domain::Real);
     ops.push((Box::new(move || Box::new(select())), vec![vec![modes.iter().product(), c, 4]]));
     ops
 }
@@ -162,10 +160,10 @@ fn wrong_shapes_are_errors() {
     let x = Rng::new(1).tensor(&device, &[1, 4, 4, 2], Precision::F32);
     let short = Rng::new(1).tensor(&device, &[1], Precision::F32);
     let message = |op: &dyn Op, inputs: &[&Tensor]| op.forward(&cx, inputs).unwrap_err().to_string();
-    assert!(message(&Pad { amount: vec![1] }, &[&x]).contains("pad"));
-    assert!(message(&Crop { amount: vec![2, 0] }, &[&x]).contains("crop"));
+    assert!(message(&Margin::Pad(vec![1]), &[&x]).contains("pad"));
+    assert!(message(&Margin::Crop(vec![2, 0]), &[&x]).contains("crop"));
     assert!(message(&Interpolate { from: vec![4, 5], to: vec![8, 8] }, &[&x]).contains("interpolate"));
     assert!(message(&FieldNorm(NormKind::Group), &[&x, &short, &short]).contains("weight"));
-    let select = SelectModes::new(&[9], &[8], true);
+    let select = SelectModes::new(&[9], &[8], Domain::Real);
     assert!(message(&select, &[&x]).contains("index"));
 }

@@ -4,7 +4,7 @@ use crate::fno_layer::Layer;
 use crate::{Error, FnoConfig, PositionalEmbedding, Result};
 use halfmode_autograd::{Tape, Var};
 use halfmode_fft::{Transform, TransformConfig};
-use halfmode_nn::{Channels, Crop, GridEmbedding, Init, Module, Pad, ParamSpec, PointwiseMlp};
+use halfmode_nn::{Channels, GridEmbedding, Init, Margin, Module, ParamSpec, PointwiseMlp};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::Device;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -147,7 +147,7 @@ impl Fno {
         let padding: Vec<usize> =
             grid.iter().enumerate().map(|(axis, &n)| (share(axis) * n as f64).round_ties_even() as usize).collect();
         if padding.iter().any(|&p| p > 0) {
-            h = tape.apply(Pad { amount: padding.clone() }, &[&h])?;
+            h = tape.apply(Margin::Pad(padding.clone()), &[&h])?;
         }
         for idx in 0..config.n_layers {
             let layer = Layer { fno: self, idx };
@@ -164,7 +164,7 @@ impl Fno {
                 .zip(&grid)
                 .zip(out)
                 .map(|((&p, &n), &m)| (p as f64 * m as f64 / (n + 2 * p) as f64).round_ties_even() as usize);
-            h = tape.apply(Crop { amount: amount.collect() }, &[&h])?;
+            h = tape.apply(Margin::Crop(amount.collect()), &[&h])?;
         }
         let projection =
             PointwiseMlp { input: Channels::Last, output: Channels::First, embedding: GridEmbedding::None };

@@ -9,6 +9,7 @@ use halfmode_nn::{
     Init, Interpolate, Linear, ModeProduct, NormKind, ParamSpec, PointwiseMlp, SelectModes, SpectralConv, Stabilizer,
     Tanh,
 };
+use halfmode_precision::Domain;
 use std::sync::Arc;
 
 /// Block `idx` of a model.
@@ -95,7 +96,7 @@ impl Layer<'_> {
         let mut weights = Weights(weights.iter());
         let mut spectral = weights.next()?.clone();
         if stored != *used {
-            spectral = tape.apply(SelectModes::new(&stored, used, true), &[&spectral])?;
+            spectral = tape.apply(SelectModes::new(&stored, used, Domain::Real), &[&spectral])?;
         }
         if self.is_fused() && grids.from == grids.to {
             return self.fused(tape, &grids, x, &spectral, weights);

@@ -246,6 +246,24 @@ fn neuraloperators_models_are_imported() {
 }
 
 #[test]
+fn files_of_torch_are_data_too() {
+    let folder = Folder::new("torch");
+    let recorded = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/torch/small.pt");
+    std::fs::copy(recorded, folder.join("small.pt")).unwrap();
+    let object = folder.json("data import small.pt -o all.npz --add-channels");
+    assert_eq!(object["arrays"]["y"], json!([2, 1, 3, 4]));
+    let arrays = folder.json("data inspect all.npz");
+    assert_eq!(arrays["arrays"].as_array().unwrap().len(), 12);
+    folder.run("data inspect small.pt").ok();
+    folder.run("data import small.pt all.npz -o two.npz").exits(4).says(&["two files hold an array"]);
+    folder.run("data import nothing.pt -o none.npz").exits(4).says(&["nothing.pt"]);
+    let bytes = std::fs::read(folder.join("small.pt")).unwrap();
+    std::fs::write(folder.join("cut.pt"), &bytes[..bytes.len() / 2]).unwrap();
+    folder.run("data import cut.pt -o none.npz").exits(4).says(&["cut.pt"]);
+    assert!(!folder.join("none.npz").exists() && !folder.join("two.npz").exists());
+}
+
+#[test]
 fn the_examples_are_legal() {
     let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let folder = Folder::new("examples");

@@ -1,8 +1,8 @@
-//! Files of arrays, whatever their format: `.npz`, `.npy`, `.safetensors`.
+//! Files of arrays, whatever their format: `.npz`, `.npy`, `.safetensors`, `.pt`.
 
 use crate::cli::error::{CliError, Exit};
 use halfmode::data::numpy::{npy_info, read_npy};
-use halfmode::data::{ArrayInfo, NpzFile};
+use halfmode::data::{ArrayInfo, NpzFile, TorchFile};
 use halfmode::train::{Array, Values, read_named};
 use ndarray::{ArrayD, IxDyn};
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ pub(crate) enum Kind {
     Npz,
     Npy,
     Safetensors,
+    Torch,
 }
 
 impl Kind {
@@ -24,6 +25,7 @@ impl Kind {
             Kind::Npz => "npz",
             Kind::Npy => "npy",
             Kind::Safetensors => "safetensors",
+            Kind::Torch => "torch",
         }
     }
 }
@@ -38,6 +40,7 @@ enum Source {
     Npz(Box<NpzFile<BufReader<File>>>),
     Npy(ArrayInfo),
     Safetensors(BTreeMap<String, Array>),
+    Torch(Box<TorchFile>),
 }
 
 /// The type of the values of a tensor in a safetensors file.
@@ -59,14 +62,17 @@ impl ArrayFile {
         let source = if start.starts_with(b"\x93NUMPY") {
             Source::Npy(npy_info(path)?)
         } else if start.starts_with(b"PK") {
-            Source::Npz(Box::new(NpzFile::open(path)?))
+            match TorchFile::open(path)? {
+                Some(torch) => Source::Torch(Box::new(torch)),
+                None => Source::Npz(Box::new(NpzFile::open(path)?)),
+            }
         } else {
             match read_named(path) {
                 Ok((arrays, _)) => Source::Safetensors(arrays),
                 Err(err) if path.extension().is_some_and(|extension| extension == "safetensors") => {
                     return Err(err.into());
                 }
-                Err(err) => return Err(refuse("this is no .npz, .npy or .safetensors file", err.to_string())),
+                Err(err) => return Err(refuse("this is no .npz, .npy, .safetensors or .pt file", err.to_string())),
             }
         };
         Ok(ArrayFile { path: path.to_owned(), source })
@@ -77,6 +83,7 @@ impl ArrayFile {
             Source::Npz(_) => Kind::Npz,
             Source::Npy(_) => Kind::Npy,
             Source::Safetensors(_) => Kind::Safetensors,
+            Source::Torch(_) => Kind::Torch,
         }
     }
 
@@ -88,6 +95,7 @@ impl ArrayFile {
                 vec![self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())]
             }
             Source::Safetensors(arrays) => arrays.keys().cloned().collect(),
+            Source::Torch(torch) => torch.keys(),
         }
     }
 
@@ -97,6 +105,11 @@ impl ArrayFile {
             Source::Npz(npz) => {
                 let info = npz.info(name)?;
                 let array = npz.read::<f64>(name)?;
+                Ok((info.dtype.name().to_owned(), info.shape, array.into_raw_vec_and_offset().0))
+            }
+            Source::Torch(torch) => {
+                let info = torch.info(name)?;
+                let array = torch.read::<f64>(name)?;
                 Ok((info.dtype.name().to_owned(), info.shape, array.into_raw_vec_and_offset().0))
             }
             Source::Npy(info) => {
@@ -135,6 +148,7 @@ impl ArrayFile {
         let name = self.choose(key)?;
         let array = match &mut self.source {
             Source::Npz(npz) => npz.read::<f32>(&name)?,
+            Source::Torch(torch) => torch.read::<f32>(&name)?,
             Source::Npy(_) => read_npy::<f32>(&self.path)?,
             Source::Safetensors(arrays) => {
                 let array = arrays

@@ -4,8 +4,10 @@ use crate::cli::array_file::{ArrayFile, Kind};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::progress::DataWatch;
 use crate::cli::{Context, memory, text};
+use halfmode::data::numpy::{NpzArray, write_npz};
 use halfmode::data::{DarcyConfig, generate, write_pairs};
 use halfmode::precision::{Format, RangeStats};
+use ndarray::{ArrayD, Axis};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -21,7 +23,9 @@ pub(crate) struct DataArgs {
 enum DataCommand {
     /// Makes samples with a native generator; the same arguments give the same bytes.
     Generate(GenerateArgs),
-    /// Names, shapes, types and ranges of the arrays of a file (.npz, .npy, .safetensors).
+    /// Gathers arrays of other files (.npy, .npz, .safetensors, .pt of torch) into one .npz, in f32.
+    Import(ImportArgs),
+    /// Names, shapes, types and ranges of the arrays of a file (.npz, .npy, .safetensors, .pt).
     Inspect(InspectArgs),
 }
 
@@ -51,6 +55,19 @@ enum Generator {
 }
 
 #[derive(Debug, clap::Args)]
+struct ImportArgs {
+    /// The files.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The .npz file to write.
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// Gives arrays `[samples, n_1, …]` a channel axis of 1 behind the first.
+    #[arg(long)]
+    add_channels: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct InspectArgs {
     /// The file.
     file: PathBuf,
@@ -60,6 +77,7 @@ impl DataArgs {
     pub(crate) fn name(&self) -> &'static str {
         match self.command {
             DataCommand::Generate(_) => "data generate",
+            DataCommand::Import(_) => "data import",
             DataCommand::Inspect(_) => "data inspect",
         }
     }
@@ -68,6 +86,7 @@ impl DataArgs {
 pub(crate) fn run(args: &DataArgs, context: &Context) -> Result<Exit, CliError> {
     match &args.command {
         DataCommand::Generate(args) => run_generate(args, context),
+        DataCommand::Import(args) => run_import(args, context),
         DataCommand::Inspect(args) => run_inspect(args, context),
     }
 }
@@ -109,6 +128,35 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     context.output.result(object, || {
         let shape = pairs.x().shape();
         format!("{}: x {shape:?}, y {:?}, f32, in {}", args.output.display(), pairs.y().shape(), text::seconds(seconds))
+    })?;
+    Ok(Exit::Done)
+}
+
+fn run_import(args: &ImportArgs, context: &Context) -> Result<Exit, CliError> {
+    let mut arrays: Vec<(String, ArrayD<f32>)> = Vec::new();
+    for path in &args.files {
+        let mut file = ArrayFile::open(path)?;
+        for name in file.names() {
+            if arrays.iter().any(|(other, _)| *other == name) {
+                let err = CliError::new(Exit::Data, format!("two files hold an array `{name}`"));
+                return Err(err.at(path.display().to_string()).help("halfmode data import FILE -o OTHER.npz"));
+            }
+            let (_, mut array) = file.read_f32(Some(&name))?;
+            if args.add_channels && array.ndim() > 1 {
+                array = array.insert_axis(Axis(1));
+            }
+            arrays.push((name, array));
+        }
+    }
+    let named: Vec<(&str, NpzArray<'_>)> =
+        arrays.iter().map(|(name, array)| (name.as_str(), NpzArray::F32(array.view()))).collect();
+    write_npz(&args.output, &named)?;
+    let shapes: serde_json::Map<String, Value> =
+        arrays.iter().map(|(name, array)| (name.clone(), json!(array.shape()))).collect();
+    let object = json!({ "file": args.output, "arrays": shapes });
+    context.output.result(object, || {
+        let shapes = arrays.iter().map(|(name, array)| format!("{name} {:?}", array.shape()));
+        format!("{}: {}, f32", args.output.display(), shapes.collect::<Vec<_>>().join(", "))
     })?;
     Ok(Exit::Done)
 }

@@ -14,7 +14,7 @@ pub(crate) struct PredictArgs {
     /// A model file or a run directory.
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
-    /// The inputs, `[samples, channels, n_1, …]`: an .npy, .npz or .safetensors file.
+    /// The inputs, `[samples, channels, n_1, …]`: an .npy, .npz, .safetensors or .pt file.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// The array of the input file [default: the only one, or `x`].
