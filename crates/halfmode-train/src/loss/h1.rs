@@ -33,8 +33,8 @@ const NAME: &str = "h1_loss";
 /// Both passes hold one copy of the difference in that precision as workspace.
 ///
 /// # Errors
-/// [`Error::Setting`] if `measure` is not positive; [`Error::Shape`], [`Error::Fields`],
-/// [`Error::Axes`] and [`Error::ShortAxis`] for shapes.
+/// [`Error::Setting`](crate::Error::Setting) if `measure` is not positive; [`Error::Shape`](crate::Error::Shape), [`Error::Fields`](crate::Error::Fields),
+/// [`Error::Axes`](crate::Error::Axes) and [`Error::ShortAxis`](crate::Error::ShortAxis) for shapes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct H1Loss {
     /// Whether errors are divided by the target's norm.
