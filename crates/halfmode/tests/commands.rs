@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Folder, has_keys};
-use halfmode::data::numpy::{read_npy, write_npy};
+use halfmode::data::numpy::{NpzArray, read_npy, write_npy, write_npz};
 use halfmode::train::{Entry, Values, read_named, write_named};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::{Value, json};
@@ -159,6 +159,10 @@ fn a_trained_model_evaluates_and_predicts() {
     folder.run(&format!("{model} --input none.npy --output w.npy")).exits(4);
     write_npy(&folder.join("coarse.npy"), &ArrayD::<f32>::zeros(IxDyn(&[1, 1, 2, 2])).view()).unwrap();
     folder.run(&format!("{model} --input coarse.npy --output w.npy")).exits(0).says(&["resolve", "left out"]);
+    let coarse = ArrayD::<f32>::ones(IxDyn(&[1, 1, 2, 2]));
+    let pair = ["x", "y"].map(|name| (name, NpzArray::F32(coarse.view())));
+    write_npz(&folder.join("coarse.npz"), &pair).unwrap();
+    folder.run("eval runs/tiny --data coarse.npz").exits(4).says(&["too coarse", "the model keeps"]);
     let object = folder.json(&format!("{model} --input test.npz --output fine.npy --output-shape 24,20"));
     assert_eq!(object["output"]["shape"], json!([3, 1, 24, 20]));
     folder

@@ -57,6 +57,8 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> 
     for set in sets(args, &source)? {
         let (label, pairs) = set.load(context)?;
         check_fields(&source.model, &format!("the input of {label}"), pairs.x().shape())?;
+        check_grid(&source.model, &pairs.x().shape()[2..])
+            .map_err(|why| CliError::new(Exit::Data, format!("the input of {label} is too coarse")).why(why))?;
         if pairs.c_out() != source.model.config().fno().out_channels {
             let what = format!("the output of {label} has {} channels", pairs.c_out());
             let why = format!("the model gives {}", source.model.config().fno().out_channels);
