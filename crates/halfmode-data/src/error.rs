@@ -58,6 +58,18 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A tensor of a torch file does not have the shape that such files have.
+    #[error("`{}`: tensor `{key}` has shape {found:?}, expected {expected}", path.display())]
+    TorchShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that fits, in words.
+        expected: String,
+    },
     /// The archive has no array of that name.
     #[error("`{}` has no array `{key}`; it has: {}", path.display(), list(found))]
     MissingKey {

@@ -4,6 +4,7 @@
 mod atomic_file;
 pub mod cache;
 pub mod darcy;
+mod darcy_pt;
 mod darcy_solver;
 mod dataset;
 mod dissection;
@@ -22,6 +23,7 @@ mod torch_file;
 pub use atomic_file::write_atomically;
 pub use cache::{CacheOutcome, CacheWarning, Generator, load_or_generate};
 pub use darcy::{DarcyConfig, generate};
+pub use darcy_pt::{DarcyPt, Split};
 pub use darcy_solver::{DarcySolver, DarcyWorkspace};
 pub use dataset::{Batch, FieldPairs};
 pub use error::{Error, Result};

@@ -2,6 +2,7 @@
 
 use crate::job::JobError;
 use crate::{AdamWConfig, AdamWKind, Schedule};
+use halfmode_data::{DarcyPt, Split};
 use halfmode_operators::FnoConfig;
 use halfmode_precision::{Compute, PrecisionConfig, PrecisionPolicy};
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub enum DataConfig {
     Darcy(DarcyData),
     /// Arrays in `.npz` files.
     File(FileData),
+    /// neuraloperator's Darcy files.
+    DarcyPt(DarcyPtData),
 }
 
 /// Generated Darcy flow: `-div(a grad u) = 1` on the unit square.
@@ -61,6 +64,56 @@ pub struct DarcyData {
 impl Default for DarcyData {
     fn default() -> Self {
         DarcyData { n_train: 1000, n_test: 100, resolution: 64, test_resolutions: vec![64, 128], seed: 0 }
+    }
+}
+
+/// neuraloperator's Darcy files: `darcy_train_N.pt` and `darcy_test_N.pt` of one folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DarcyPtData {
+    /// Where the files are.
+    pub folder: PathBuf,
+    /// Training samples: the first so many, all if there are fewer.
+    #[serde(default = "default_pt_train")]
+    pub n_train: usize,
+    /// Test samples of each file: the first so many, all if there are fewer.
+    #[serde(default = "default_pt_test")]
+    pub n_test: usize,
+    /// Points per axis in training.
+    #[serde(default = "default_pt_resolution")]
+    pub resolution: usize,
+    /// Points per axis in testing.
+    #[serde(default = "default_pt_tests")]
+    pub test_resolutions: Vec<usize>,
+}
+
+fn default_pt_train() -> usize {
+    1000
+}
+
+fn default_pt_test() -> usize {
+    100
+}
+
+fn default_pt_resolution() -> usize {
+    16
+}
+
+fn default_pt_tests() -> Vec<usize> {
+    vec![16, 32]
+}
+
+impl DarcyPtData {
+    /// The training file.
+    #[must_use]
+    pub fn train_file(&self) -> DarcyPt {
+        DarcyPt::new(&self.folder, Split::Train, self.resolution)
+    }
+
+    /// The test file of a resolution.
+    #[must_use]
+    pub fn test_file(&self, resolution: usize) -> DarcyPt {
+        DarcyPt::new(&self.folder, Split::Test, resolution)
     }
 }
 
@@ -263,17 +316,22 @@ impl JobConfig {
         if self.train.clip_grad_norm.is_some_and(|norm| !(norm.is_finite() && norm > 0.0)) {
             return bad("train.clip_grad_norm", "must be positive");
         }
-        if let DataConfig::Darcy(darcy) = &self.data {
-            for (key, value) in [("data.n_train", darcy.n_train), ("data.n_test", darcy.n_test)] {
+        let darcy = match &self.data {
+            DataConfig::Darcy(it) => Some((it.n_train, it.n_test, it.resolution, &it.test_resolutions)),
+            DataConfig::DarcyPt(it) => Some((it.n_train, it.n_test, it.resolution, &it.test_resolutions)),
+            DataConfig::File(_) => None,
+        };
+        if let Some((n_train, n_test, resolution, test_resolutions)) = darcy {
+            for (key, value) in [("data.n_train", n_train), ("data.n_test", n_test)] {
                 if !(1..=1 << 20).contains(&value) {
                     return bad(key, "must be between 1 and 1048576");
                 }
             }
-            let resolutions = std::iter::once(&darcy.resolution).chain(&darcy.test_resolutions);
+            let resolutions = std::iter::once(&resolution).chain(test_resolutions);
             if resolutions.into_iter().any(|n| !(2..=halfmode_data::DarcySolver::MAX_RESOLUTION).contains(n)) {
                 return bad("data.resolution", "resolutions must be between 2 and 1024");
             }
-            if darcy.test_resolutions.is_empty() {
+            if test_resolutions.is_empty() {
                 return bad("data.test_resolutions", "needs at least one resolution");
             }
             let model = self.model.fno();

@@ -1,7 +1,7 @@
 //! Samples: loaded on the host, normalised, and put on the device once.
 
 use crate::job::{DataConfig, JobError, Normalisers};
-use halfmode_data::{CacheOutcome, DarcyConfig, FieldPairs, NpzFile, load_or_generate, read_pairs};
+use halfmode_data::{CacheOutcome, DarcyConfig, DarcyPt, FieldPairs, NpzFile, load_or_generate, read_pairs};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use ndarray::ArrayD;
@@ -98,6 +98,15 @@ pub fn data_shapes(config: &DataConfig) -> Result<DataShapes, JobError> {
             let tests = darcy.test_resolutions.iter().map(|&n| shape(darcy.n_test, n)).collect();
             Ok(DataShapes { train, tests })
         }
+        DataConfig::DarcyPt(darcy) => {
+            let shape = |file: DarcyPt, n: usize, resolution: usize| -> Result<FieldShape, JobError> {
+                let n = file.n_samples()?.min(n);
+                Ok(FieldShape { label: resolution.to_string(), n, c_in: 1, c_out: 1, grid: vec![resolution; 2] })
+            };
+            let train = shape(darcy.train_file(), darcy.n_train, darcy.resolution)?;
+            let tests = darcy.test_resolutions.iter().map(|&n| shape(darcy.test_file(n), darcy.n_test, n));
+            Ok(DataShapes { train, tests: tests.collect::<Result<Vec<_>, _>>()? })
+        }
         DataConfig::File(file) => {
             let shape = |path: &Path| -> Result<FieldShape, JobError> {
                 let mut npz = NpzFile::open(path)?;
@@ -156,6 +165,12 @@ pub fn load_data(
             });
             let tests = tests.collect::<Result<Vec<_>, JobError>>()?;
             Ok(JobData { train, tests, notes })
+        }
+        DataConfig::DarcyPt(darcy) => {
+            let train = darcy.train_file().read(darcy.n_train)?;
+            let test = |&n: &usize| Ok((n.to_string(), darcy.test_file(n).read(darcy.n_test)?));
+            let tests = darcy.test_resolutions.iter().map(test).collect::<Result<Vec<_>, JobError>>()?;
+            Ok(JobData { train, tests, notes: Vec::new() })
         }
         DataConfig::File(file) => {
             let read = |path: &Path| read_pairs(path, &file.input, &file.output, file.layout.in_file());

@@ -12,8 +12,8 @@ mod run_report;
 mod trainer;
 
 pub use config::{
-    DarcyData, DataConfig, FileData, FileLayout, JobConfig, LossKind, ModelConfig, OptimizerConfig, OptimizerKind,
-    TrainConfig,
+    DarcyData, DarcyPtData, DataConfig, FileData, FileLayout, JobConfig, LossKind, ModelConfig, OptimizerConfig,
+    OptimizerKind, TrainConfig,
 };
 pub use error::JobError;
 pub use fields::{DataShapes, FieldShape, JobData, data_shapes, load_data};

@@ -81,24 +81,23 @@ fn gather(out: &Path) -> Result<Report, JobError> {
 fn training_label(config: &JobConfig) -> Option<String> {
     match &config.data {
         crate::job::DataConfig::Darcy(darcy) => Some(darcy.resolution.to_string()),
+        crate::job::DataConfig::DarcyPt(darcy) => Some(darcy.resolution.to_string()),
         crate::job::DataConfig::File(_) => None,
     }
 }
 
-fn n_test(config: &JobConfig) -> usize {
-    match &config.data {
-        crate::job::DataConfig::Darcy(darcy) => darcy.n_test,
-        crate::job::DataConfig::File(_) => 0,
-    }
-}
-
 fn evaluation(config: &JobConfig, summary: &Summary, train_label: &Option<String>) -> Vec<Evaluation> {
+    let shapes = crate::job::data_shapes(&config.data).ok();
+    let n_samples = |label: &String| {
+        let test = shapes.as_ref().and_then(|shapes| shapes.tests.iter().find(|test| test.label == *label));
+        test.map_or(0, |test| test.n)
+    };
     let mut rows: Vec<Evaluation> = summary
         .eval
         .iter()
         .map(|(label, errors)| Evaluation {
             resolution: label.clone(),
-            n_samples: n_test(config),
+            n_samples: n_samples(label),
             l2: errors.l2,
             h1: Some(errors.h1),
             zero_shot: train_label.as_ref().is_some_and(|trained| trained != label),
@@ -113,6 +112,7 @@ fn facts(config: &JobConfig, summary: &Summary) -> Vec<(String, String)> {
         crate::job::DataConfig::Darcy(darcy) => {
             format!("Darcy flow, {} + {} samples, seed {}", darcy.n_train, darcy.n_test, darcy.seed)
         }
+        crate::job::DataConfig::DarcyPt(darcy) => darcy.train_file().path().display().to_string(),
         crate::job::DataConfig::File(file) => file.train.display().to_string(),
     };
     let loss = match config.train.loss {

@@ -2,6 +2,7 @@
 
 use crate::cli::error::{CliError, Exit, config_key, job_exit};
 use crate::cli::text::nearest;
+use halfmode::data::DarcyPt;
 use halfmode::precision::PrecisionPolicy;
 use halfmode::train::job::{DataConfig, DataShapes, JobConfig, JobError, data_shapes};
 use std::io::Read;
@@ -83,6 +84,14 @@ impl Loaded {
     pub(crate) fn explain_data(&self, err: JobError) -> CliError {
         let help = match &self.config.data {
             DataConfig::Darcy(_) => "halfmode train darcy".to_owned(),
+            DataConfig::DarcyPt(darcy) => {
+                let files = darcy.test_resolutions.iter().map(|&n| darcy.test_file(n));
+                let files: Vec<DarcyPt> = std::iter::once(darcy.train_file()).chain(files).collect();
+                match files.iter().find(|file| !file.path().exists()) {
+                    Some(_) => format!("halfmode plan {} --set data.folder=FOLDER", self.origin.argument),
+                    None => format!("halfmode data inspect {}", darcy.train_file().path().display()),
+                }
+            }
             DataConfig::File(file) => {
                 let missing = std::iter::once(&file.train).chain(&file.test).find(|path| !path.exists());
                 match missing {

@@ -7,7 +7,7 @@ use crate::cli::train::precision_line;
 use crate::cli::{Context, text};
 use halfmode::data::{ChannelLayout, DarcyConfig, FieldPairs, load_or_generate, read_pairs};
 use halfmode::train::atomic_write;
-use halfmode::train::job::{DarcyData, DataConfig, FileLayout, render_panels};
+use halfmode::train::job::{DarcyData, DarcyPtData, DataConfig, FileLayout, render_panels};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -101,6 +101,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> 
 /// A data set that is to be read or made.
 enum Set {
     Darcy { resolution: usize, data: DarcyData },
+    DarcyPt { resolution: usize, data: DarcyPtData },
     File { path: PathBuf, input: String, output: String, layout: ChannelLayout },
 }
 
@@ -121,15 +122,23 @@ fn sets(args: &EvalArgs, source: &Source) -> Result<Vec<Set>, CliError> {
         let err = CliError::new(Exit::Usage, what).at("--resolution");
         err.help(format!("halfmode eval {} --data FILE.npz", args.run.display()))
     };
+    let asked = |tests: &[usize]| if args.resolution.is_empty() { tests.to_vec() } else { args.resolution.clone() };
+    let place = |resolution: usize, trained: usize, why: String| {
+        let err = CliError::new(Exit::Config, format!("resolution {resolution} cannot be evaluated"));
+        let help = format!("halfmode eval {} --resolution {trained}", args.run.display());
+        err.at("--resolution").why(why).help(help)
+    };
     match config {
+        Some(DataConfig::DarcyPt(data)) => {
+            let sets = asked(&data.test_resolutions).into_iter().map(|resolution| {
+                check_grid(&source.model, &[resolution; 2]).map_err(|why| place(resolution, data.resolution, why))?;
+                Ok(Set::DarcyPt { resolution, data: data.clone() })
+            });
+            sets.collect()
+        }
         Some(DataConfig::Darcy(data)) => {
-            let resolutions = if args.resolution.is_empty() { &data.test_resolutions } else { &args.resolution };
-            let sets = resolutions.iter().map(|&resolution| {
-                let place = |why: String| {
-                    let err = CliError::new(Exit::Config, format!("resolution {resolution} cannot be evaluated"))
-                        .at("--resolution");
-                    err.why(why).help(format!("halfmode eval {} --resolution {}", args.run.display(), data.resolution))
-                };
+            let sets = asked(&data.test_resolutions).into_iter().map(|resolution| {
+                let place = |why: String| place(resolution, data.resolution, why);
                 check_grid(&source.model, &[resolution; 2]).map_err(place)?;
                 DarcyConfig::new(data.n_test, resolution, data.seed)
                     .validate()
@@ -168,6 +177,12 @@ impl Set {
                 if let Some(warning) = outcome.warning() {
                     context.output.warn(&warning);
                 }
+                Ok((resolution.to_string(), pairs))
+            }
+            Set::DarcyPt { resolution, data } => {
+                let file = data.test_file(resolution);
+                let help = format!("halfmode data inspect {}", file.path().display());
+                let pairs = file.read(data.n_test).map_err(|err| CliError::from(err).help(help))?;
                 Ok((resolution.to_string(), pairs))
             }
             Set::File { path, input, output, layout } => {

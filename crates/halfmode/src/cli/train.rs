@@ -145,6 +145,7 @@ pub(crate) fn model_line(config: &JobConfig, n_parameters: usize) -> String {
 fn header(config: &JobConfig, policy: &PrecisionPolicy, shapes: &DataShapes, plan: &JobPlan, out: &Path) -> String {
     let kind = match &config.data {
         DataConfig::Darcy(_) => "darcy",
+        DataConfig::DarcyPt(_) => "darcy-pt",
         DataConfig::File(_) => "files",
     };
     let samples = |shape: &FieldShape| format!("{} at {}", shape.n, grid_text(&shape.grid));
