@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod complex;
 mod composed;
+mod embed;
 mod error;
 mod fno_block;
 mod fused_block;
@@ -18,6 +20,8 @@ mod resize;
 mod rows;
 mod spectral_conv;
 
+pub use complex::{JoinComplex, SplitComplex};
+pub use embed::{Embed, ExtraChannels};
 pub use error::Error;
 pub use fno_block::{Activation, ComposedBlock, FnoBlock, Stabilizer};
 pub use mlp::{Channels, GridEmbedding, PointwiseMlp};
@@ -25,9 +29,9 @@ pub use mode_select::SelectModes;
 pub use module::Module;
 pub use norm::{FieldNorm, NormKind};
 pub use param::{Init, ParamLayout, ParamRole, ParamSpec, Parameter, Params};
-pub use pointwise::{Add, ChannelBias, ChannelGate, Gelu, Linear, Tanh};
+pub use pointwise::{Add, ChannelBias, ChannelGate, Gelu, Linear, Subtract, Tanh};
 pub use resize::{FourierResample, Interpolate, Margin};
-pub use spectral_conv::{ModeProduct, SpectralConv};
+pub use spectral_conv::{FftNorm, ModeProduct, SpectralConv};
 
 /// The result of everything that can fail here.
 pub type Result<T> = std::result::Result<T, Error>;

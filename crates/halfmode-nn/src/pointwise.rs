@@ -20,6 +20,10 @@ pub struct Tanh;
 #[derive(Clone, Copy, Debug)]
 pub struct Add;
 
+/// `y = a - b`. Saves nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Subtract;
+
 /// `y[.., c] = gate[c] x[.., c]`, a soft gate. Saves `x`; `gate` is shared.
 #[derive(Clone, Copy, Debug)]
 pub struct ChannelGate;
@@ -37,6 +41,8 @@ struct GeluBwd;
 struct TanhFwd;
 struct TanhBwd;
 struct Sum;
+struct Difference;
+struct Negative;
 
 impl Elementwise for GeluFwd {
     fn tile<R: Real>(&self, _: &[&[R]], out: &mut [R]) {
@@ -70,6 +76,18 @@ impl Elementwise for TanhBwd {
 impl Elementwise for Sum {
     fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
         out.iter_mut().zip(inputs[1]).for_each(|(a, b)| *a += *b);
+    }
+}
+
+impl Elementwise for Difference {
+    fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
+        out.iter_mut().zip(inputs[1]).for_each(|(a, b)| *a = *a - *b);
+    }
+}
+
+impl Elementwise for Negative {
+    fn tile<R: Real>(&self, _: &[&[R]], out: &mut [R]) {
+        out.iter_mut().for_each(|a| *a = -*a);
     }
 }
 
@@ -131,6 +149,26 @@ impl Op for Add {
     fn backward(&self, _: &Cx, _: Saved, grads: &mut [Option<Tensor>], needs: &[bool]) -> Grads {
         let g = grads[0].take();
         Ok(needs.iter().map(|&need| if need { g.clone() } else { None }).collect())
+    }
+}
+
+impl Op for Subtract {
+    fn name(&self) -> &'static str {
+        "subtract"
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
+        let [a, b] = self.expect_inputs(inputs)?;
+        let y = Tensor::elementwise(self.name(), &Difference, &[a, b], storage(cx), Purpose::Activation)?;
+        Ok((smallvec![y], Saved::new(self.name())))
+    }
+
+    fn backward(&self, cx: &Cx, _: Saved, grads: &mut [Option<Tensor>], needs: &[bool]) -> Grads {
+        let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
+        let minus = needs[1]
+            .then(|| Tensor::elementwise(self.name(), &Negative, &[&g], storage(cx), Purpose::Activation))
+            .transpose()?;
+        Ok(vec![needs[0].then_some(g), minus])
     }
 }
 

@@ -19,6 +19,18 @@ pub enum ModeProduct {
     Separable,
 }
 
+/// Which direction of a transform is divided by the number of points `N`, under the names of `torch.fft`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FftNorm {
+    /// The analysis, by `N` of the input's grid.
+    #[default]
+    Forward,
+    /// Both, by the root of `N` of their grids.
+    Ortho,
+    /// The synthesis, by `N` of the output's grid.
+    Backward,
+}
+
 /// Spectral convolution `y = F^-1( R · F(x)|kept )`, kept modes only, real fields.
 ///
 /// # Shapes
@@ -40,19 +52,20 @@ pub struct SpectralConv {
     analysis: Arc<Transform>,
     synthesis: Arc<Transform>,
     product: ModeProduct,
+    norm: FftNorm,
 }
 
 impl SpectralConv {
     /// A convolution on one grid.
     #[must_use]
     pub fn new(transform: Arc<Transform>) -> Self {
-        SpectralConv { analysis: Arc::clone(&transform), synthesis: transform, product: ModeProduct::Dense }
+        SpectralConv::resampling(Arc::clone(&transform), transform)
     }
 
     /// A convolution that evaluates its output on another grid.
     #[must_use]
     pub fn resampling(analysis: Arc<Transform>, synthesis: Arc<Transform>) -> Self {
-        SpectralConv { analysis, synthesis, product: ModeProduct::Dense }
+        SpectralConv { analysis, synthesis, product: ModeProduct::Dense, norm: FftNorm::Forward }
     }
 
     /// The same with another product of modes and weight.
@@ -61,8 +74,14 @@ impl SpectralConv {
         SpectralConv { product, ..self }
     }
 
+    /// The same with another norm of the transforms. On one grid they are all the same.
+    #[must_use]
+    pub fn with_norm(self, norm: FftNorm) -> Self {
+        SpectralConv { norm, ..self }
+    }
+
     fn scales(&self) -> Scales {
-        Scales::new(&self.analysis, &self.synthesis)
+        Scales::with_norm(&self.analysis, &self.synthesis, self.norm)
     }
 
     fn run_forward(&self, cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -120,9 +139,23 @@ pub(crate) struct Scales {
 
 impl Scales {
     pub(crate) fn new(analysis: &Transform, synthesis: &Transform) -> Self {
+        Scales::with_norm(analysis, synthesis, FftNorm::Forward)
+    }
+
+    fn with_norm(analysis: &Transform, synthesis: &Transform, norm: FftNorm) -> Self {
         let (grid_in, grid_out) = (&analysis.config().grid, &synthesis.config().grid);
-        let forward = HalfSafeScale::new(grid_in, grid_in);
-        let backward = HalfSafeScale::new(grid_in, grid_out);
+        let mut forward = HalfSafeScale::new(grid_in, grid_in);
+        let mut backward = HalfSafeScale::new(grid_in, grid_out);
+        for (axis, (&n, &m)) in grid_in.iter().zip(grid_out).enumerate() {
+            let ratio = n as f64 / m as f64;
+            let factor = match norm {
+                FftNorm::Forward => 1.0,
+                FftNorm::Ortho => ratio.sqrt(),
+                FftNorm::Backward => ratio,
+            };
+            forward.to_grid[axis] *= factor;
+            backward.to_grid[axis] *= factor;
+        }
         // x_hat carries the forward to_modes factor, which is in the product that the weight sees;
         // the gradient of y_hat should carry forward.to_grid but carries backward.to_modes.
         let weight_factor = forward.to_grid_product() / backward.to_modes_product();

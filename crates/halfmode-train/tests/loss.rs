@@ -5,7 +5,7 @@
 
 use expect_test::expect;
 use halfmode_autograd::{Cx, Op, Outputs, Saved, Tape};
-use halfmode_precision::{Precision, PrecisionPolicy};
+use halfmode_precision::{Precision, PrecisionConfig, PrecisionPolicy, Preset};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Golden, Rng, assert_close, devices, gradcheck, rel_l2, run_op, tol};
 use halfmode_train::{H1Loss, LpLoss, Reduction, relative_h1, relative_l2};
@@ -50,41 +50,54 @@ fn h1(relative: bool, reduction: Reduction, periodic: Vec<bool>) -> H1Loss {
     H1Loss { relative, reduction, periodic, measure: 1.0 }
 }
 
+/// The peer's losses in one, two and three dimensions: values and gradients, in double precision and, to
+/// 1e-6, in single precision.
 #[test]
-fn golden_losses_2d() {
-    let golden = Golden::load("losses_2d");
+fn golden_losses() {
     let tau = std::f64::consts::TAU;
-    for device in devices() {
-        let tensor = |name: &str| {
-            let (shape, values) = golden.get(name);
-            Tensor::from_slice(&device, values, shape, Precision::F64, Purpose::Data).unwrap()
+    for (name, d) in [("losses/losses_1d", 1), ("losses_2d", 2), ("losses/losses_3d", 3)] {
+        let golden = Golden::load(name);
+        let variants = || -> Vec<(&str, Box<dyn Op>)> {
+            vec![
+                ("lp2_rel_sum", Box::new(lp(2.0, true, Reduction::Sum, 1.0))),
+                ("lp2_rel_mean", Box::new(lp(2.0, true, Reduction::Mean, 1.0))),
+                ("lp2_abs_mean", Box::new(lp(2.0, false, Reduction::Mean, 1.0))),
+                ("lp1_rel_mean", Box::new(lp(1.0, true, Reduction::Mean, 1.0))),
+                ("lp3_abs_sum", Box::new(lp(3.0, false, Reduction::Sum, 1.0))),
+                // Two cases do not name their reduction; their values are a sixth of the sum over 3 x 2 fields.
+                ("lp2_abs_measure2pi", Box::new(lp(2.0, false, Reduction::Mean, tau))),
+                ("h1_rel_sum", Box::new(h1(true, Reduction::Sum, vec![]))),
+                ("h1_abs_mean", Box::new(h1(false, Reduction::Mean, vec![]))),
+                ("h1_rel_nonperiodic", Box::new(h1(true, Reduction::Mean, vec![false; d]))),
+            ]
         };
-        let (x, y) = (tensor("in/x"), tensor("in/y"));
-        let variants: Vec<(&str, Box<dyn Op>)> = vec![
-            ("lp2_rel_sum", Box::new(lp(2.0, true, Reduction::Sum, 1.0))),
-            ("lp2_rel_mean", Box::new(lp(2.0, true, Reduction::Mean, 1.0))),
-            ("lp2_abs_mean", Box::new(lp(2.0, false, Reduction::Mean, 1.0))),
-            ("lp1_rel_mean", Box::new(lp(1.0, true, Reduction::Mean, 1.0))),
-            ("lp3_abs_sum", Box::new(lp(3.0, false, Reduction::Sum, 1.0))),
-            // Two cases do not name their reduction; their values are a sixth of the sum over 3 x 2 fields.
-            ("lp2_abs_measure2pi", Box::new(lp(2.0, false, Reduction::Mean, tau))),
-            ("h1_rel_sum", Box::new(h1(true, Reduction::Sum, vec![]))),
-            ("h1_abs_mean", Box::new(h1(false, Reduction::Mean, vec![]))),
-            ("h1_rel_nonperiodic", Box::new(h1(true, Reduction::Mean, vec![false, false]))),
-        ];
-        assert_eq!(golden.names("f64/grad_in/").count(), variants.len());
-        for (name, loss) in variants {
-            let mut tape = Tape::new(double(&device));
-            let (x, y) = (tape.leaf(x.clone()), tape.constant(y.clone()));
-            let loss = tape.apply_many(loss, &[&x, &y]).unwrap().remove(0);
-            assert_close!(name, loss.value().to_vec::<f64>().unwrap(), *golden.get(&format!("f64/{name}")).1, 1e-10);
-            let mut grad = Vec::new();
-            let keep = &mut |_, tensor: Tensor| {
-                grad = tensor.to_vec::<f64>().unwrap();
-                Ok(())
-            };
-            tape.backward(loss, 1.0, keep).unwrap();
-            assert_close!(name, grad, *golden.get(&format!("f64/grad_in/{name}")).1, 1e-9);
+        assert_eq!(golden.names("f64/grad_in/").count(), variants().len());
+        let full = Arc::new(PrecisionConfig::new(Preset::Full, Precision::F16).resolve().unwrap());
+        for device in devices() {
+            let single = Cx::new(&device, &full);
+            for (precision, cx, tolerances) in
+                [(Precision::F64, double(&device), [1e-10, 1e-9]), (Precision::F32, single, [1e-6, 1e-6])]
+            {
+                let tensor = |name: &str| {
+                    let (shape, values) = golden.get(name);
+                    Tensor::from_slice(&device, values, shape, precision, Purpose::Data).unwrap()
+                };
+                for (name, loss) in variants() {
+                    let mut tape = Tape::new(cx.clone());
+                    let (x, y) = (tape.leaf(tensor("in/x")), tape.constant(tensor("in/y")));
+                    let loss = tape.apply_many(loss, &[&x, &y]).unwrap().remove(0);
+                    let case = format!("{name} of {d} axes in {precision}");
+                    let value = loss.value().to_vec::<f64>().unwrap();
+                    assert_close!(case, value, *golden.get(&format!("f64/{name}")).1, tolerances[0]);
+                    let mut grad = Vec::new();
+                    let keep = &mut |_, tensor: Tensor| {
+                        grad = tensor.to_vec::<f64>().unwrap();
+                        Ok(())
+                    };
+                    tape.backward(loss, 1.0, keep).unwrap();
+                    assert_close!(case, grad, *golden.get(&format!("f64/grad_in/{name}")).1, tolerances[1]);
+                }
+            }
         }
     }
 }
