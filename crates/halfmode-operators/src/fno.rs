@@ -1,10 +1,14 @@
 //! The Fourier neural operator (Li et al. 2021), as neuraloperator builds it.
 
+use crate::field::{Field, Weights, layer_specs};
 use crate::fno_layer::Layer;
 use crate::{Error, FnoConfig, PositionalEmbedding, Result};
 use halfmode_autograd::{Tape, Var};
 use halfmode_fft::{Transform, TransformConfig};
-use halfmode_nn::{Channels, GridEmbedding, Init, Margin, Module, ParamSpec, PointwiseMlp};
+use halfmode_nn::{
+    ChannelBias, Channels, Embed, ExtraChannels, GridEmbedding, Init, JoinComplex, Linear, Margin, Module, ParamSpec,
+    PointwiseMlp, SplitComplex,
+};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::Device;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,15 +20,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 ///   uses those that it resolves, as the peer does
 /// - output: `[batch, out_channels, m_1, …, m_d]`; `m` is `n` but for `resolution_scaling_factor` and
 ///   [`Fno::forward_to`]
+///
+/// Both are complex for `complex_data`, else real.
 #[derive(Debug)]
 pub struct Fno {
     config: FnoConfig,
     /// Transforms by device, grid and modes: the tables are shared by all blocks and steps.
     transforms: Mutex<Vec<(Device, Arc<Transform>)>>,
 }
-
-/// Parameters of lifting and projection together.
-const N_OUTER: usize = 8;
 
 impl Fno {
     /// Checks the configuration.
@@ -42,6 +45,11 @@ impl Fno {
         &self.config
     }
 
+    /// Of the fields.
+    pub(crate) fn domain(&self) -> Domain {
+        if self.config.complex_data { Domain::Complex } else { Domain::Real }
+    }
+
     /// The planned transform of a grid with these modes.
     ///
     /// # Errors
@@ -49,6 +57,7 @@ impl Fno {
     pub(crate) fn transform(
         &self,
         device: &Device,
+        domain: Domain,
         grid: &[usize],
         modes: &[usize],
         accumulate: Precision,
@@ -56,13 +65,17 @@ impl Fno {
         let mut transforms = self.transforms.lock().unwrap_or_else(PoisonError::into_inner);
         let known = transforms.iter().find(|(owner, transform)| {
             let config = transform.config();
-            owner.same(device) && config.grid == grid && config.modes == modes && config.accumulate == accumulate
+            owner.same(device)
+                && config.grid == grid
+                && config.modes == modes
+                && config.domain == domain
+                && config.accumulate == accumulate
         });
         if let Some((_, transform)) = known {
             return Ok(Arc::clone(transform));
         }
         let (grid, modes) = (grid.to_vec(), modes.to_vec());
-        let config = TransformConfig { grid, modes, domain: Domain::Real, accumulate, algorithm: None };
+        let config = TransformConfig { grid, modes, domain, accumulate, algorithm: None };
         let transform = Arc::new(Transform::new(device, config)?);
         transforms.push((device.clone(), Arc::clone(&transform)));
         Ok(transform)
@@ -79,8 +92,68 @@ impl Fno {
         if shape.len() != n_axes + 2 || shape[1] != self.config.in_channels {
             return Err(Error::Input { found: shape.clone(), in_channels: self.config.in_channels, n_axes });
         }
+        if x.value().dtype().domain != self.domain() {
+            return Err(halfmode_fft::Error::Domain {
+                operand: "input",
+                expected: if self.config.complex_data { "complex" } else { "real" },
+            }
+            .into());
+        }
         Ok(shape[2..].to_vec())
     }
+
+    /// Parameters of the lifting's layers, or of one of its two halves.
+    fn n_lifting(&self) -> usize {
+        if self.config.widths()[0] == 0 { 2 } else { 4 }
+    }
+
+    /// From channels-first input to channels-last blocks.
+    fn lift(&self, tape: &mut Tape, weights: &mut Weights<'_>, x: &Var) -> halfmode_autograd::Result<Field> {
+        let layer = weights.layer(self.n_lifting())?;
+        let has_grid = self.config.positional_embedding == PositionalEmbedding::Grid;
+        if let ([w1, b1, w2, b2], false) = (layer.0[0], self.config.complex_data) {
+            let embedding = if has_grid { GridEmbedding::Coordinates } else { GridEmbedding::None };
+            let op = PointwiseMlp { input: Channels::First, output: Channels::Last, embedding };
+            return tape.apply(op, &[x, w1, b1, w2, b2]).map(Field::Real);
+        }
+        let embed = |tape: &mut Tape, part: &Var, extra: ExtraChannels| {
+            tape.apply(Embed(if has_grid { extra } else { ExtraChannels::None }), &[part])
+        };
+        let embedded = if self.config.complex_data {
+            let parts = tape.apply_many(Box::new(SplitComplex::default()), &[x])?;
+            let [re, im] = &parts[..] else { return Err(arity(2, parts.len())) };
+            let re = embed(tape, re, ExtraChannels::Coordinates)?;
+            Field::Complex([re, embed(tape, im, ExtraChannels::Zeros)?])
+        } else {
+            Field::Real(embed(tape, x, ExtraChannels::Coordinates)?)
+        };
+        embedded.through(tape, layer, |tape, weights, x| match weights {
+            [w, b] => {
+                let y = tape.apply(Linear, &[x, w])?;
+                tape.apply(ChannelBias, &[&y, b])
+            }
+            _ => mlp(tape, weights, x, Channels::Last),
+        })
+    }
+
+    /// From channels-last blocks to channels-first output.
+    fn project(&self, tape: &mut Tape, weights: &mut Weights<'_>, h: &Field) -> halfmode_autograd::Result<Var> {
+        let layer = weights.layer(4)?;
+        match h.through(tape, layer, |tape, weights, x| mlp(tape, weights, x, Channels::First))? {
+            Field::Real(y) => Ok(y),
+            Field::Complex([re, im]) => tape.apply(JoinComplex::default(), &[&re, &im]),
+        }
+    }
+}
+
+fn arity(expected: usize, found: usize) -> halfmode_autograd::Error {
+    halfmode_autograd::Error::Arity { op: "fno", expected, found }
+}
+
+/// Two 1x1 convolutions with GELU between, of channels that are last.
+pub(crate) fn mlp(tape: &mut Tape, weights: &[Var], x: &Var, output: Channels) -> halfmode_autograd::Result<Var> {
+    let [w1, b1, w2, b2] = weights else { return Err(arity(4, weights.len())) };
+    tape.apply(PointwiseMlp { input: Channels::Last, output, embedding: GridEmbedding::None }, &[x, w1, b1, w2, b2])
 }
 
 /// A 1x1 convolution with torch's default initialisation.
@@ -98,11 +171,18 @@ impl Module for Fno {
         let (c, d) = (config.hidden_channels, config.n_modes.len());
         let [lifting, projection, _] = config.widths();
         let coordinates = if config.positional_embedding == PositionalEmbedding::Grid { d } else { 0 };
-        let mut specs = Vec::new();
-        specs.extend(conv("lifting.fcs.0", (lifting, config.in_channels + coordinates)));
-        specs.extend(conv("lifting.fcs.1", (c, lifting)));
-        specs.extend(conv("projection.fcs.0", (projection, c)));
-        specs.extend(conv("projection.fcs.1", (config.out_channels, projection)));
+        let c_in = config.in_channels + coordinates;
+        let mut specs = layer_specs(config.complex_data, |half| match lifting {
+            0 => conv(&format!("lifting{half}.fcs.0"), (c, c_in)).into(),
+            _ => {
+                let first = conv(&format!("lifting{half}.fcs.0"), (lifting, c_in));
+                [first, conv(&format!("lifting{half}.fcs.1"), (c, lifting))].concat()
+            }
+        });
+        specs.extend(layer_specs(config.complex_data, |half| {
+            let first = conv(&format!("projection{half}.fcs.0"), (projection, c));
+            [first, conv(&format!("projection{half}.fcs.1"), (config.out_channels, projection))].concat()
+        }));
         for idx in 0..config.n_layers {
             specs.extend(Layer { fno: self, idx }.param_specs());
         }
@@ -136,38 +216,30 @@ impl Fno {
             return Err(halfmode_autograd::Error::Arity { op: "fno", expected, found: params.len() });
         }
         let grid = self.check_input(x).map_err(Error::in_op)?;
-        let (outer, mut blocks) = params.split_at(N_OUTER);
-        let embedding = match config.positional_embedding {
-            PositionalEmbedding::Grid => GridEmbedding::Coordinates,
-            PositionalEmbedding::None => GridEmbedding::None,
-        };
-        let lifting = PointwiseMlp { input: Channels::First, output: Channels::Last, embedding };
-        let mut h = tape.apply(lifting, &[x, &outer[0], &outer[1], &outer[2], &outer[3]])?;
+        let mut weights = Weights { rest: params, complex: config.complex_data };
+        let mut h = self.lift(tape, &mut weights, x)?;
+        let outer = weights.take(if config.complex_data { 8 } else { 4 })?;
         let share = |axis: usize| config.domain_padding.get(axis, 0.0);
         let padding: Vec<usize> =
             grid.iter().enumerate().map(|(axis, &n)| (share(axis) * n as f64).round_ties_even() as usize).collect();
         if padding.iter().any(|&p| p > 0) {
-            h = tape.apply(Margin::Pad(padding.clone()), &[&h])?;
+            h = h.map(|part| tape.apply(Margin::Pad(padding.clone()), &[part]))?;
         }
         for idx in 0..config.n_layers {
-            let layer = Layer { fno: self, idx };
-            let (weights, rest) = blocks.split_at(layer.param_specs().len());
             let to = if idx + 1 == config.n_layers { output_shape } else { None };
-            h = layer.forward(tape, weights, &h, to)?;
-            blocks = rest;
+            h = Layer { fno: self, idx }.forward(tape, &mut weights, &h, to)?;
         }
         if padding.iter().any(|&p| p > 0) {
             // The blocks may have changed the resolution, of the padding too.
-            let out = &h.value().shape()[1..=grid.len()];
+            let out = h.part().value().shape()[1..=grid.len()].to_vec();
             let amount = padding
                 .iter()
                 .zip(&grid)
-                .zip(out)
+                .zip(&out)
                 .map(|((&p, &n), &m)| (p as f64 * m as f64 / (n + 2 * p) as f64).round_ties_even() as usize);
-            h = tape.apply(Margin::Crop(amount.collect()), &[&h])?;
+            let amount: Vec<usize> = amount.collect();
+            h = h.map(|part| tape.apply(Margin::Crop(amount.clone()), &[part]))?;
         }
-        let projection =
-            PointwiseMlp { input: Channels::Last, output: Channels::First, embedding: GridEmbedding::None };
-        tape.apply(projection, &[&h, &outer[4], &outer[5], &outer[6], &outer[7]])
+        self.project(tape, &mut Weights { rest: outer, complex: config.complex_data }, &h)
     }
 }

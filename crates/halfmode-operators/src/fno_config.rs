@@ -1,7 +1,7 @@
 //! The constructor's arguments of the Fourier neural operator, under the peer's names.
 
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What is appended to the input channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub enum StabilizerKind {
 }
 
 /// What is added around a spectral convolution or a channel MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Skip {
     /// A matrix, `W x`.
@@ -36,6 +36,7 @@ pub enum Skip {
     /// A number per channel.
     SoftGating,
     /// Nothing.
+    #[default]
     None,
 }
 
@@ -121,39 +122,89 @@ pub struct FnoConfig {
     #[serde(default = "half")]
     pub channel_mlp_expansion: f64,
     /// What is appended to the input channels.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_no_embedding")]
     pub positional_embedding: PositionalEmbedding,
     /// What happens to a block's input before its transform.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     pub stabilizer: StabilizerKind,
     /// Modes per axis that the weights hold, if more than `n_modes`; taken as they are, the last
     /// axis is not halved.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_is_absent", skip_serializing_if = "Vec::is_empty")]
     pub max_n_modes: Vec<usize>,
     /// How fields are normalised inside a block.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_absent")]
     pub norm: Norm,
     /// Activation and norm before the convolution instead of after it.
     #[serde(default)]
     pub preactivation: bool,
     /// Around the spectral convolution.
-    #[serde(default = "linear")]
+    #[serde(default = "linear", deserialize_with = "null_is_absent")]
     pub fno_skip: Skip,
     /// Whether blocks have a channel MLP.
     #[serde(default = "yes")]
     pub use_channel_mlp: bool,
     /// Around the channel MLP.
-    #[serde(default = "soft_gating")]
+    #[serde(default = "soft_gating", deserialize_with = "null_is_absent")]
     pub channel_mlp_skip: Skip,
     /// Zeros around the lifted field, as a share of each axis on both sides; one number or one per axis.
-    #[serde(default, skip_serializing_if = "Numbers::is_none")]
+    #[serde(default, deserialize_with = "null_is_absent", skip_serializing_if = "Numbers::is_none")]
     pub domain_padding: Numbers,
     /// Points of a block's output over those of its input; one number or one per block.
-    #[serde(default, skip_serializing_if = "Numbers::is_none")]
+    #[serde(default, deserialize_with = "null_is_absent", skip_serializing_if = "Numbers::is_none")]
     pub resolution_scaling_factor: Numbers,
     /// Spectral weights that leave channels apart.
     #[serde(default)]
     pub separable: bool,
+    /// Whether fields are complex. Every real layer becomes a pair of them, as a complex number multiplies.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub complex_data: bool,
+    /// Whether the synthesis of a real field repairs spectra that belong to no real field. Both values mean
+    /// the same here: what is imaginary at frequency zero has a sine of zero.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub enforce_hermitian_symmetry: bool,
+    /// How spectral weights are factorised; dense ones, without a name or as `dense`, are the only kind yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factorization: Option<String>,
+    /// Rank of a factorisation; without meaning for dense weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<f64>,
+    /// How factorised weights are contracted; without meaning for dense ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub implementation: Option<String>,
+    /// Groups of channels of a group norm; one is the only number yet.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub norm_groups: usize,
+}
+
+/// `null` is what the type's default says: nothing.
+fn null_is_absent<'de, T, D>(value: D) -> std::result::Result<T, D::Error>
+where
+    T: Deserialize<'de> + Default,
+    D: Deserializer<'de>,
+{
+    Option::<T>::deserialize(value).map(Option::unwrap_or_default)
+}
+
+fn null_is_no_embedding<'de, D>(value: D) -> std::result::Result<PositionalEmbedding, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    Option::deserialize(value).map(|it| it.unwrap_or(PositionalEmbedding::None))
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 fn linear() -> Skip {
@@ -211,6 +262,12 @@ impl FnoConfig {
             domain_padding: Numbers::default(),
             resolution_scaling_factor: Numbers::default(),
             separable: false,
+            complex_data: false,
+            enforce_hermitian_symmetry: true,
+            factorization: None,
+            rank: None,
+            implementation: None,
+            norm_groups: 1,
         }
     }
 
@@ -234,8 +291,11 @@ impl FnoConfig {
                 return bad(key, value.to_string(), "must be between 1 and 65536");
             }
         }
+        let lifting = self.lifting_channel_ratio;
+        if !(0.0..=1024.0).contains(&lifting) {
+            return bad("lifting_channel_ratio", lifting.to_string(), "must be between 0 and 1024");
+        }
         let ratios = [
-            ("lifting_channel_ratio", self.lifting_channel_ratio),
             ("projection_channel_ratio", self.projection_channel_ratio),
             ("channel_mlp_expansion", self.channel_mlp_expansion),
         ];
@@ -257,7 +317,28 @@ impl FnoConfig {
             let value = format!("{:?}", self.resolution_scaling_factor);
             return bad("resolution_scaling_factor", value, "one number or one per layer, each between 0.01 and 100");
         }
+        if let Some(kind) = self.factorization.as_ref().filter(|kind| !kind.eq_ignore_ascii_case("dense")) {
+            let why = "factorised weights are not supported yet: leave the key out for dense ones";
+            return bad("factorization", kind.clone(), why);
+        }
+        if let Some(rank) = self.rank.filter(|rank| !(rank.is_finite() && *rank > 0.0)) {
+            return bad("rank", rank.to_string(), "must be positive");
+        }
+        if let Some(kind) = self.implementation.as_ref().filter(|it| !["factorized", "reconstructed"].contains(&&***it))
+        {
+            return bad("implementation", kind.clone(), "must be `factorized` or `reconstructed`");
+        }
+        if self.norm_groups != 1 {
+            let why = "group norms of several groups are not supported yet: only 1 is";
+            return bad("norm_groups", self.norm_groups.to_string(), why);
+        }
         Ok(())
+    }
+
+    /// Modes that `n` points on an axis resolve: half of them on the last axis of real data.
+    #[must_use]
+    pub fn resolved_modes(&self, axis: usize, n: usize) -> usize {
+        if !self.complex_data && axis + 1 == self.n_modes.len() { n / 2 + 1 } else { n }
     }
 
     /// Modes per axis that a spectral weight holds.
@@ -266,24 +347,19 @@ impl FnoConfig {
         if self.max_n_modes.is_empty() { self.active_modes() } else { self.max_n_modes.clone() }
     }
 
-    /// Modes per axis that are used: the last axis of real data keeps `n/2 + 1`.
+    /// Modes per axis that are used: of `n` the last axis of real data keeps `n/2 + 1`.
     #[must_use]
     pub fn active_modes(&self) -> Vec<usize> {
-        let mut modes = self.n_modes.clone();
-        if let Some(last) = modes.last_mut() {
-            *last = *last / 2 + 1;
-        }
-        modes
+        self.n_modes.iter().enumerate().map(|(axis, &n)| self.resolved_modes(axis, n)).collect()
     }
 
-    /// Widths of the hidden layers of lifting, projection and channel MLP.
+    /// Widths of the hidden layers of lifting (0: there is none), projection and channel MLP.
     pub(crate) fn widths(&self) -> [usize; 3] {
         let c = self.hidden_channels as f64;
         [
             (self.lifting_channel_ratio * c) as usize,
-            (self.projection_channel_ratio * c) as usize,
-            (c * self.channel_mlp_expansion).round() as usize,
+            ((self.projection_channel_ratio * c) as usize).max(1),
+            ((c * self.channel_mlp_expansion).round_ties_even() as usize).max(1),
         ]
-        .map(|width| width.max(1))
     }
 }

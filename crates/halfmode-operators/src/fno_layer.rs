@@ -1,13 +1,13 @@
 //! One block of the Fourier neural operator, with every option of the peer.
 
-use crate::fno::{Fno, conv};
+use crate::field::{Field, LayerWeights, Weights, layer_specs};
+use crate::fno::{Fno, conv, mlp};
 use crate::{Error, Norm, Skip, StabilizerKind};
 use halfmode_autograd::{Result, Tape, Var};
 use halfmode_fft::Transform;
 use halfmode_nn::{
-    Activation, Add, ChannelBias, ChannelGate, Channels, FieldNorm, FnoBlock, FourierResample, Gelu, GridEmbedding,
-    Init, Interpolate, Linear, ModeProduct, NormKind, ParamSpec, PointwiseMlp, SelectModes, SpectralConv, Stabilizer,
-    Tanh,
+    Activation, ChannelBias, ChannelGate, Channels, FieldNorm, FnoBlock, FourierResample, Gelu, Init, Interpolate,
+    JoinComplex, Linear, ModeProduct, NormKind, ParamSpec, SelectModes, SpectralConv, SplitComplex, Stabilizer, Tanh,
 };
 use halfmode_precision::Domain;
 use std::sync::Arc;
@@ -25,19 +25,6 @@ struct Grids {
     to: Vec<usize>,
     analysis: Arc<Transform>,
     synthesis: Arc<Transform>,
-}
-
-/// The parameters of a block, handed out in the order of its specs.
-struct Weights<'a>(std::slice::Iter<'a, Var>);
-
-impl<'a> Weights<'a> {
-    fn next(&mut self) -> Result<&'a Var> {
-        self.0.next().ok_or(halfmode_autograd::Error::Arity { op: "fno_layer", expected: 1, found: 0 })
-    }
-
-    fn skip(&mut self, kind: Skip) -> Result<Option<&'a Var>> {
-        if matches!(kind, Skip::Linear | Skip::SoftGating) { self.next().map(Some) } else { Ok(None) }
-    }
 }
 
 impl Layer<'_> {
@@ -62,27 +49,37 @@ impl Layer<'_> {
             },
             ParamSpec::real(format!("fno_blocks.convs.{idx}.bias"), &[&[c][..], &ones].concat(), std),
         ];
-        let skip = |kind: Skip, name: String| match kind {
-            Skip::Linear => {
-                let bound = 1.0 / (c as f64).sqrt();
-                Some(ParamSpec::real(format!("{name}.conv.weight"), &[c, c, 1], Init::Uniform { bound }))
-            }
-            Skip::SoftGating => {
-                Some(ParamSpec::real(format!("{name}.weight"), &[&[1, c][..], &ones].concat(), Init::Ones))
-            }
-            Skip::Identity | Skip::None => None,
+        let skip = |kind: Skip, name: String| {
+            layer_specs(config.complex_data, |half| match kind {
+                Skip::Linear => {
+                    let bound = 1.0 / (c as f64).sqrt();
+                    vec![ParamSpec::real(format!("{name}{half}.conv.weight"), &[c, c, 1], Init::Uniform { bound })]
+                }
+                Skip::SoftGating => {
+                    let shape = [&[1, c][..], &ones].concat();
+                    vec![ParamSpec::real(format!("{name}{half}.weight"), &shape, Init::Ones)]
+                }
+                Skip::Identity | Skip::None => Vec::new(),
+            })
         };
         specs.extend(skip(config.fno_skip, format!("fno_blocks.fno_skips.{idx}")));
         if config.use_channel_mlp {
             let [_, _, hidden] = config.widths();
-            specs.extend(conv(&format!("fno_blocks.channel_mlp.{idx}.fcs.0"), (hidden, c)));
-            specs.extend(conv(&format!("fno_blocks.channel_mlp.{idx}.fcs.1"), (c, hidden)));
+            specs.extend(layer_specs(config.complex_data, |half| {
+                let name = format!("fno_blocks.channel_mlp.{idx}{half}.fcs");
+                [conv(&format!("{name}.0"), (hidden, c)), conv(&format!("{name}.1"), (c, hidden))].concat()
+            }));
             specs.extend(skip(config.channel_mlp_skip, format!("fno_blocks.channel_mlp_skips.{idx}")));
         }
         if config.norm == Norm::GroupNorm {
             for norm in [2 * idx, 2 * idx + 1] {
-                specs.push(ParamSpec::real(format!("fno_blocks.norm.{norm}.weight"), &[c], Init::Ones));
-                specs.push(ParamSpec::real(format!("fno_blocks.norm.{norm}.bias"), &[c], Init::Zeros));
+                specs.extend(layer_specs(config.complex_data, |half| {
+                    let name = format!("fno_blocks.norm.{norm}{half}");
+                    vec![
+                        ParamSpec::real(format!("{name}.weight"), &[c], Init::Ones),
+                        ParamSpec::real(format!("{name}.bias"), &[c], Init::Zeros),
+                    ]
+                }));
             }
         }
         specs
@@ -90,18 +87,26 @@ impl Layer<'_> {
 
     /// Applies the block to `x`, `[batch, n_1, …, n_d, c]`; its output is on the grid `to`, or on
     /// that of the configured scaling.
-    pub(crate) fn forward(self, tape: &mut Tape, weights: &[Var], x: &Var, to: Option<&[usize]>) -> Result<Var> {
-        let grids = self.grids(tape, x, to).map_err(Error::in_op)?;
+    pub(crate) fn forward(
+        self,
+        tape: &mut Tape,
+        weights: &mut Weights<'_>,
+        x: &Field,
+        to: Option<&[usize]>,
+    ) -> Result<Field> {
+        let grids = self.grids(tape, x.part(), to).map_err(Error::in_op)?;
         let (stored, used) = (self.fno.config().stored_modes(), &grids.analysis.config().modes);
-        let mut weights = Weights(weights.iter());
-        let mut spectral = weights.next()?.clone();
+        let [first] = weights.take(1)? else { return Err(missing()) };
+        let mut spectral = first.clone();
         if stored != *used {
-            spectral = tape.apply(SelectModes::new(&stored, used, Domain::Real), &[&spectral])?;
+            spectral = tape.apply(SelectModes::new(&stored, used, self.fno.domain()), &[&spectral])?;
         }
-        if self.is_fused() && grids.from == grids.to {
-            return self.fused(tape, &grids, x, &spectral, weights);
+        match x {
+            Field::Real(x) if self.is_fused() && grids.from == grids.to => {
+                self.fused(tape, &grids, x, &spectral, weights).map(Field::Real)
+            }
+            _ => self.composed(tape, &grids, x, &spectral, weights),
         }
-        self.composed(tape, &grids, x, &spectral, weights)
     }
 
     fn grids(self, tape: &Tape, x: &Var, to: Option<&[usize]>) -> crate::Result<Grids> {
@@ -115,15 +120,16 @@ impl Layer<'_> {
             let (key, why) = ("output_shape", "one positive number per axis");
             return Err(Error::Config { key, value: format!("{to:?}"), why });
         }
-        let d = from.len();
-        let resolved = |axis: usize, n: usize| if axis + 1 == d { n / 2 + 1 } else { n };
-        let modes: Vec<usize> = (0..d)
-            .zip(config.active_modes())
-            .map(|(axis, n)| n.min(resolved(axis, from[axis])).min(resolved(axis, to[axis])))
+        let modes: Vec<usize> = config
+            .active_modes()
+            .into_iter()
+            .enumerate()
+            .map(|(axis, n)| n.min(config.resolved_modes(axis, from[axis])).min(config.resolved_modes(axis, to[axis])))
             .collect();
         let (device, accumulate) = (&tape.cx().device, tape.cx().policy.transform.accumulate);
-        let analysis = self.fno.transform(device, &from, &modes, accumulate)?;
-        let synthesis = self.fno.transform(device, &to, &modes, accumulate)?;
+        let domain = self.fno.domain();
+        let analysis = self.fno.transform(device, domain, &from, &modes, accumulate)?;
+        let synthesis = self.fno.transform(device, domain, &to, &modes, accumulate)?;
         Ok(Grids { from, to, analysis, synthesis })
     }
 
@@ -138,7 +144,7 @@ impl Layer<'_> {
             && config.channel_mlp_skip == Skip::SoftGating
     }
 
-    fn fused(self, tape: &mut Tape, grids: &Grids, x: &Var, spectral: &Var, mut weights: Weights<'_>) -> Result<Var> {
+    fn fused(self, tape: &mut Tape, grids: &Grids, x: &Var, spectral: &Var, weights: &mut Weights<'_>) -> Result<Var> {
         let block = FnoBlock {
             transform: Arc::clone(&grids.analysis),
             stabilizer: match self.fno.config().stabilizer {
@@ -147,10 +153,7 @@ impl Layer<'_> {
             },
             activation: if self.is_last() { Activation::None } else { Activation::Gelu },
         };
-        let mut inputs = vec![x, spectral];
-        for _ in 0..7 {
-            inputs.push(weights.next()?);
-        }
+        let inputs: Vec<&Var> = [x, spectral].into_iter().chain(weights.take(7)?).collect();
         tape.apply(block, &inputs)
     }
 
@@ -159,65 +162,61 @@ impl Layer<'_> {
         self,
         tape: &mut Tape,
         grids: &Grids,
-        x: &Var,
+        x: &Field,
         spectral: &Var,
-        mut weights: Weights<'_>,
-    ) -> Result<Var> {
+        weights: &mut Weights<'_>,
+    ) -> Result<Field> {
         let config = self.fno.config();
-        let bias = weights.next()?;
-        let fno_skip = weights.skip(config.fno_skip)?;
-        let mut mlp = Vec::new();
-        let mut mlp_skip = None;
+        let [bias] = weights.take(1)? else { return Err(missing()) };
+        let fno_skip = weights.layer(n_skip_weights(config.fno_skip))?;
+        let (mut channel_mlp, mut mlp_skip) = (None, None);
         if config.use_channel_mlp {
-            for _ in 0..4 {
-                mlp.push(weights.next()?);
-            }
-            mlp_skip = weights.skip(config.channel_mlp_skip)?;
+            channel_mlp = Some(weights.layer(4)?);
+            mlp_skip = Some(weights.layer(n_skip_weights(config.channel_mlp_skip))?);
         }
-        let mut norms = Vec::new();
-        if config.norm == Norm::GroupNorm {
-            for _ in 0..2 {
-                norms.push((weights.next()?, weights.next()?));
-            }
-        }
-        let norm = |tape: &mut Tape, x: Var, which: usize| match config.norm {
+        let n_norm_weights = if config.norm == Norm::GroupNorm { 2 } else { 0 };
+        let norms = [weights.layer(n_norm_weights)?, weights.layer(n_norm_weights)?];
+        let norm = |tape: &mut Tape, x: Field, which: usize| match config.norm {
             Norm::None => Ok(x),
-            Norm::InstanceNorm => tape.apply(FieldNorm(NormKind::Instance), &[&x]),
-            Norm::GroupNorm => tape.apply(FieldNorm(NormKind::Group), &[&x, norms[which].0, norms[which].1]),
+            Norm::InstanceNorm => {
+                x.through(tape, norms[which], |tape, _, x| tape.apply(FieldNorm(NormKind::Instance), &[x]))
+            }
+            Norm::GroupNorm => x.through(tape, norms[which], |tape, weights, x| match weights {
+                [weight, bias] => tape.apply(FieldNorm(NormKind::Group), &[x, weight, bias]),
+                _ => Err(missing()),
+            }),
         };
-        let act = |tape: &mut Tape, x: Var| if self.is_last() { Ok(x) } else { tape.apply(Gelu, &[&x]) };
+        let gelu = |tape: &mut Tape, x: Field| x.map(|part| tape.apply(Gelu, &[part]));
+        let act = |tape: &mut Tape, x: Field| if self.is_last() { Ok(x) } else { gelu(tape, x) };
 
         let mut x = x.clone();
         if config.preactivation {
-            x = tape.apply(Gelu, &[&x])?;
+            x = gelu(tape, x)?;
             x = norm(tape, x, 0)?;
         }
         let fno_skip = self.skip(tape, grids, &x, config.fno_skip, fno_skip)?;
-        let mlp_kind = if config.use_channel_mlp { config.channel_mlp_skip } else { Skip::None };
-        let mlp_skip = self.skip(tape, grids, &x, mlp_kind, mlp_skip)?;
+        let mlp_skip = match mlp_skip {
+            Some(weights) => self.skip(tape, grids, &x, config.channel_mlp_skip, weights)?,
+            None => None,
+        };
         if config.stabilizer == StabilizerKind::Tanh {
-            x = tape.apply(Tanh, &[&x])?;
+            x = x.map(|part| tape.apply(Tanh, &[part]))?;
         }
-        let product = if config.separable { ModeProduct::Separable } else { ModeProduct::Dense };
-        let convolution = SpectralConv::resampling(Arc::clone(&grids.analysis), Arc::clone(&grids.synthesis));
-        x = tape.apply(convolution.with_product(product), &[&x, spectral])?;
-        x = tape.apply(ChannelBias, &[&x, bias])?;
+        x = self.convolution(tape, grids, &x, spectral, bias)?;
         if !config.preactivation {
             x = norm(tape, x, 0)?;
         }
         if let Some(skip) = fno_skip {
-            x = tape.apply(Add, &[&x, &skip])?;
+            x = x.add(tape, &skip)?;
         }
         x = act(tape, x)?;
         if config.preactivation {
             x = norm(tape, x, 1)?;
         }
-        if let [w1, b1, w2, b2] = mlp[..] {
-            let embedding = GridEmbedding::None;
-            let op = PointwiseMlp { input: Channels::Last, output: Channels::Last, embedding };
-            x = tape.apply(op, &[&x, w1, b1, w2, b2])?;
+        if let Some(weights) = channel_mlp {
+            x = x.through(tape, weights, |tape, weights, x| mlp(tape, weights, x, Channels::Last))?;
             if let Some(skip) = mlp_skip {
-                x = tape.apply(Add, &[&x, &skip])?;
+                x = x.add(tape, &skip)?;
             }
         }
         if !config.preactivation {
@@ -227,29 +226,81 @@ impl Layer<'_> {
         Ok(x)
     }
 
+    /// The spectral convolution with its bias.
+    ///
+    /// Of complex fields the peer keeps, on the last axis, the first k frequencies of its spectrum as it lies in
+    /// memory: `-n/2, …, k - 1 - n/2` with two and more axes, `0, …, k - 1` with one; and it takes products
+    /// with the weight for those of frequencies `0, …, k - 1`. Our transforms keep `-k/2, …`, so fields are
+    /// shifted by the difference before and behind.
+    fn convolution(self, tape: &mut Tape, grids: &Grids, x: &Field, spectral: &Var, bias: &Var) -> Result<Field> {
+        let product = if self.fno.config().separable { ModeProduct::Separable } else { ModeProduct::Dense };
+        let op = SpectralConv::resampling(Arc::clone(&grids.analysis), Arc::clone(&grids.synthesis));
+        let op = op.with_product(product);
+        match x {
+            Field::Real(x) => {
+                let y = tape.apply(op, &[x, spectral])?;
+                tape.apply(ChannelBias, &[&y, bias]).map(Field::Real)
+            }
+            Field::Complex([re, im]) => {
+                let first = |sizes: &[usize]| sizes.last().map_or(0, |&n| (n / 2) as isize);
+                let middle = first(&grids.analysis.config().modes);
+                let lowest = if grids.from.len() > 1 { first(&grids.from) } else { 0 };
+                let z = tape.apply(JoinComplex { turns: lowest - middle }, &[re, im])?;
+                let z = tape.apply(op, &[&z, spectral])?;
+                let parts = tape.apply_many(Box::new(SplitComplex { turns: middle }), &[&z])?;
+                let [re, im] = &parts[..] else { return Err(missing()) };
+                Ok(Field::Complex([tape.apply(ChannelBias, &[re, bias])?, im.clone()]))
+            }
+        }
+    }
+
     /// What goes around a part of the block, on the output's grid.
-    fn skip(self, tape: &mut Tape, grids: &Grids, x: &Var, kind: Skip, weight: Option<&Var>) -> Result<Option<Var>> {
-        let skip = match (kind, weight) {
-            (Skip::Linear, Some(w)) => tape.apply(Linear, &[x, w])?,
-            (Skip::SoftGating, Some(w)) => tape.apply(ChannelGate, &[x, w])?,
-            (Skip::Identity, _) => x.clone(),
-            _ => return Ok(None),
+    fn skip(
+        self,
+        tape: &mut Tape,
+        grids: &Grids,
+        x: &Field,
+        kind: Skip,
+        weights: LayerWeights<'_>,
+    ) -> Result<Option<Field>> {
+        let skip = match kind {
+            Skip::None => return Ok(None),
+            _ => x.through(tape, weights, |tape, weights, x| match (kind, weights) {
+                (Skip::Linear, [w]) => tape.apply(Linear, &[x, w]),
+                (Skip::SoftGating, [w]) => tape.apply(ChannelGate, &[x, w]),
+                _ => Ok(x.clone()),
+            })?,
         };
         if grids.from == grids.to {
             return Ok(Some(skip));
         }
-        if grids.from.len() < 3 {
-            let (from, to) = (grids.from.clone(), grids.to.clone());
-            return tape.apply(Interpolate { from, to }, &[&skip]).map(Some);
+        skip.map(|part| self.resample(tape, grids, part)).map(Some)
+    }
+
+    /// A real field on the output's grid.
+    fn resample(self, tape: &mut Tape, grids: &Grids, x: &Var) -> Result<Var> {
+        let (from, to) = (grids.from.clone(), grids.to.clone());
+        if from.len() < 3 {
+            return tape.apply(Interpolate { from, to }, &[x]);
         }
         // All modes that both grids resolve.
-        let d = grids.from.len();
-        let both = grids.from.iter().zip(&grids.to).map(|(n, m)| *n.min(m)).enumerate();
+        let d = from.len();
+        let both = from.iter().zip(&to).map(|(n, m)| *n.min(m)).enumerate();
         let modes: Vec<usize> = both.map(|(axis, n)| if axis + 1 == d { n / 2 + 1 } else { n }).collect();
         let cx = tape.cx();
         let accumulate = cx.policy.transform.accumulate;
-        let plan = |grid: &[usize]| self.fno.transform(&cx.device, grid, &modes, accumulate).map_err(Error::in_op);
-        let resample = FourierResample { analysis: plan(&grids.from)?, synthesis: plan(&grids.to)? };
-        tape.apply(resample, &[&skip]).map(Some)
+        let plan = |grid: &[usize]| {
+            self.fno.transform(&cx.device, Domain::Real, grid, &modes, accumulate).map_err(Error::in_op)
+        };
+        let resample = FourierResample { analysis: plan(&from)?, synthesis: plan(&to)? };
+        tape.apply(resample, &[x])
     }
+}
+
+fn n_skip_weights(kind: Skip) -> usize {
+    usize::from(matches!(kind, Skip::Linear | Skip::SoftGating))
+}
+
+fn missing() -> halfmode_autograd::Error {
+    halfmode_autograd::Error::Arity { op: "fno_layer", expected: 1, found: 0 }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod field;
 mod fno;
 mod fno_config;
 mod fno_layer;

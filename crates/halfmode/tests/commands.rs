@@ -197,58 +197,6 @@ fn broken_models(folder: &Folder) {
     folder.run("eval runs/tiny").exits(7);
 }
 
-/// Recorded models of neuraloperator, through the command line.
-#[test]
-fn neuraloperators_models_are_imported() {
-    let folder = Folder::new("import");
-    let recorded = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    let base = json!({ "class": "FNO", "in_channels": 2, "out_channels": 1, "hidden_channels": 4, "n_layers": 3 });
-    let cases = [
-        (
-            "fno_options/fno2d_group_norm_preactivation",
-            json!({ "n_modes": [6, 6], "norm": "group_norm", "preactivation": true }),
-        ),
-        ("fno_options/fno2d_separable", json!({ "n_modes": [6, 6], "separable": true, "factorization": null })),
-        ("fno_options/fno2d_more_modes_than_points", json!({ "n_modes": [12, 12] })),
-        ("fno2d", json!({ "n_modes": [8, 8], "hidden_channels": 6, "n_layers": 2 })),
-    ];
-    let import = "import neuraloperator --config config.json --weights weights.safetensors -o model.safetensors";
-    for (name, arguments) in cases {
-        let (arrays, _) = read_named(recorded.join(name).with_extension("safetensors")).unwrap();
-        let mut config = base.clone();
-        for (key, value) in arguments.as_object().unwrap() {
-            config[key] = value.clone();
-        }
-        folder.write("config.json", &config.to_string());
-        let weights = arrays.iter().filter_map(|(name, array)| Some((name.strip_prefix("param/")?, array)));
-        let entries: Vec<Entry<'_>> =
-            weights.map(|(name, array)| Entry::values(name, &array.shape, array.values.clone())).collect();
-        write_named(folder.join("weights.safetensors"), &entries, &Value::Null).unwrap();
-        folder.run(import).ok();
-        let values = |name: &str| {
-            let array = &arrays[name];
-            ArrayD::from_shape_vec(IxDyn(&array.shape), array.to_f64()).unwrap()
-        };
-        write_npy(&folder.join("x.npy"), &values("in/x").mapv(|value| value as f32).view()).unwrap();
-        folder.run("predict --model model.safetensors --input x.npy --output y.npy").ok();
-        let (y, want) = (read_npy::<f32>(&folder.join("y.npy")).unwrap(), values("f64/out"));
-        assert_eq!(y.shape(), want.shape(), "{name}");
-        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-        let error = norm(&mut y.iter().zip(&want).map(|(y, want)| f64::from(*y) - want));
-        // A few dozen roundings to f32 on the way.
-        assert!(error <= 2e-6 * norm(&mut want.iter().copied()), "{name}: {error}");
-    }
-    folder.write("config.json", "{ \"n_modes\": [8, 8], \"hidden_channels\": 7 }");
-    folder.run(import).exits(7).says(&["weights.safetensors", "should have shape"]);
-    folder.write("config.json", "{ \"n_modes\": [8, 8], \"hidden_channels\": 6, \"class\": \"UNO\" }");
-    folder.run(import).exits(3).says(&["config.json", "UNO"]);
-    folder.write("config.json", "{ \"n_modes\": [8, 8]");
-    folder.run(import).exits(3).says(&["config.json", "not JSON"]);
-    folder.run(&import.replace("config.json", "none.json")).exits(3).says(&["none.json"]);
-    folder.write("config.json", "{ \"n_modes\": [8, 8], \"hidden_channels\": 6 }");
-    folder.run(&import.replace("weights.", "nothing.")).exits(7).says(&["nothing.safetensors"]);
-}
-
 #[test]
 fn files_of_torch_are_data_too() {
     let folder = Folder::new("torch");

@@ -297,6 +297,9 @@ impl JobConfig {
     pub fn validate(&self) -> Result<PrecisionPolicy, JobError> {
         let bad = |key: &str, why: &str| Err(JobError::Config { key: key.to_owned(), why: why.to_owned() });
         self.model.fno().validate()?;
+        if self.model.fno().complex_data {
+            return bad("model.complex_data", "complex fields cannot be trained on yet, only imported and predicted");
+        }
         let policy = self.precision.resolve()?;
         if policy.compute == Compute::Tf32 {
             return bad(

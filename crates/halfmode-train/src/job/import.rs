@@ -13,8 +13,8 @@ use std::path::Path;
 /// The configuration of a neuraloperator model from its constructor's arguments as JSON, under the
 /// peer's names; `null` means what `None` means there. `"class"`, if present, must be `"FNO"`.
 ///
-/// Arguments that have no meaning here are read and checked: precision and implementation are
-/// chosen when the model runs, dropout must be off, the activation GELU.
+/// Arguments that have no meaning here are read and checked: precision is chosen when the model runs, dropout
+/// must be off, the activation GELU.
 ///
 /// # Errors
 /// [`JobError::Config`] with the argument that cannot be used.
@@ -25,27 +25,27 @@ pub fn neuraloperator_config(arguments: &Value) -> Result<FnoConfig, JobError> {
     };
     let mut model = Map::new();
     for (key, value) in arguments {
-        let absent = value.is_null() || matches!(value.as_str(), Some("None" | "none"));
+        // The peer's configurations write None as a word, too.
+        let value = if matches!(value.as_str(), Some("None" | "none")) { &Value::Null } else { value };
+        let absent = value.is_null();
         let required = |legal: bool, only: &str| {
             if legal { Ok(()) } else { Err(bad(key, format!("is {value}; only {only} can be imported"))) }
         };
         match key.as_str() {
             "class" => required(value == "FNO", "\"FNO\"")?,
-            "factorization" => required(absent || value == "Dense" || value == "dense", "dense weights")?,
-            "complex_data" => required(absent || *value == json!(false), "models of real data")?,
             "channel_mlp_dropout" => required(absent || value.as_f64().is_some_and(|p| p.abs() <= 0.0), "0")?,
             "non_linearity" => required(absent || value == "gelu", "\"gelu\"")?,
+            "conv_module" => required(absent || value == "SpectralConv", "\"SpectralConv\"")?,
+            "norm" => required(
+                absent || value == "instance_norm" || value == "group_norm",
+                "null, \"instance_norm\" and \"group_norm\"",
+            )
+            .map(|()| _ = model.insert(key.clone(), value.clone()))?,
             // Chosen when the model runs, or without effect on dense weights.
-            "fno_block_precision"
-            | "rank"
-            | "fixed_rank_modes"
-            | "implementation"
-            | "decomposition_kwargs"
-            | "enforce_hermitian_symmetry" => {}
+            "fno_block_precision" | "fixed_rank_modes" | "decomposition_kwargs" => {}
             "n_modes" | "max_n_modes" if value.is_u64() => _ = model.insert(key.clone(), json!([value])),
-            "fno_skip" | "channel_mlp_skip" | "norm" | "stabilizer" | "positional_embedding" if absent => {
-                _ = model.insert(key.clone(), json!("none"));
-            }
+            // Here null means something else than a missing key.
+            "fno_skip" | "channel_mlp_skip" | "positional_embedding" => _ = model.insert(key.clone(), value.clone()),
             _ if absent => {}
             _ => _ = model.insert(key.clone(), value.clone()),
         }
@@ -102,6 +102,8 @@ mod tests {
             "norm": "group_norm", "fno_skip": null, "channel_mlp_skip": "identity", "positional_embedding": null,
             "domain_padding": [0.25, 0], "resolution_scaling_factor": null, "factorization": null, "rank": 1.0,
             "implementation": "factorized", "stabilizer": "None", "max_n_modes": null, "lifting_channel_ratio": 2,
+            "complex_data": true, "enforce_hermitian_symmetry": false, "decomposition_kwargs": {},
+            "fno_block_precision": "full", "fixed_rank_modes": false, "channel_mlp_dropout": 0,
         }));
         let want = FnoConfig {
             in_channels: 3,
@@ -110,6 +112,10 @@ mod tests {
             channel_mlp_skip: Skip::Identity,
             positional_embedding: PositionalEmbedding::None,
             domain_padding: Numbers::Each(vec![0.25, 0.0]),
+            complex_data: true,
+            enforce_hermitian_symmetry: false,
+            rank: Some(1.0),
+            implementation: Some("factorized".to_owned()),
             ..FnoConfig::new(&[8, 6], 16)
         };
         assert_eq!(config.unwrap(), want);
@@ -127,10 +133,13 @@ mod tests {
             neuraloperator_config(&arguments).unwrap_err().to_string()
         };
         assert!(message("class", json!("UNO")).contains("class: is \"UNO\""));
-        assert!(message("factorization", json!("Tucker")).contains("factorization"));
-        assert!(message("complex_data", json!(true)).contains("complex_data"));
+        for kind in ["Tucker", "cp", "TT"] {
+            assert!(message("factorization", json!(kind)).contains("factorised weights are not supported yet"));
+        }
+        assert!(message("norm_groups", json!(2)).contains("not supported yet"));
         assert!(message("channel_mlp_dropout", json!(0.1)).contains("dropout"));
         assert!(message("norm", json!("ada_in")).contains("ada_in"));
+        assert!(message("norm", json!("batch_norm")).contains("norm: is \"batch_norm\""));
         assert!(message("n_modse", json!(3)).contains("n_modse"));
         assert!(message("hidden_channels", json!(0)).contains("hidden_channels"));
         assert!(neuraloperator_config(&json!([1])).is_err());

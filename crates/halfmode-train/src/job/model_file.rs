@@ -7,7 +7,7 @@ use halfmode_data::{FieldPairs, UnitGaussian};
 use halfmode_nn::Module;
 use halfmode_nn::{ParamSpec, Params};
 use halfmode_operators::Fno;
-use halfmode_precision::{PrecisionConfig, PrecisionPolicy};
+use halfmode_precision::{DType, PrecisionConfig, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use serde::{Deserialize, Serialize};
@@ -165,6 +165,8 @@ impl Model {
     /// - `x`: `[n, in_channels, n_1, …, n_d]`
     /// - returns `[n, out_channels, n_1, …, n_d]`
     ///
+    /// Complex fields have a last axis of 2, real and imaginary part.
+    ///
     /// # Errors
     /// [`JobError::DataShape`] if `x` has other axes or channels, those of the model and of memory.
     pub fn predict(&self, x: &ArrayViewD<'_, f32>, batch: usize) -> Result<ArrayD<f32>, JobError> {
@@ -182,8 +184,12 @@ impl Model {
         output_shape: Option<&[usize]>,
     ) -> Result<ArrayD<f32>, JobError> {
         let fno = self.config.fno();
-        if x.ndim() != fno.n_modes.len() + 2 || x.shape()[1] != fno.in_channels {
-            let expected = format!("[n, {}, {} spatial axes]", fno.in_channels, fno.n_modes.len());
+        let (shape, complex) = (x.shape(), fno.complex_data);
+        let trailing = usize::from(complex);
+        let fits = shape.len() == fno.n_modes.len() + 2 + trailing && (!complex || shape.ends_with(&[2]));
+        if !fits || shape[1] != fno.in_channels {
+            let parts = if complex { ", 2" } else { "" };
+            let expected = format!("[n, {}, {} spatial axes{parts}]", fno.in_channels, fno.n_modes.len());
             return Err(JobError::DataShape { what: "the input".to_owned(), found: x.shape().to_vec(), expected });
         }
         let mut predictions = Vec::new();
@@ -193,7 +199,13 @@ impl Model {
                 normalisers.input.encode(&mut input.view_mut())?;
             }
             let precision = halfmode_precision::Precision::F32.min(self.policy.pointwise.storage);
-            let input = Tensor::from_ndarray(&self.device, input.view(), precision, Purpose::Data)?;
+            let input = if complex {
+                let (shape, values) = (input.shape().to_vec(), input.into_raw_vec_and_offset().0);
+                let dtype = DType::complex(precision);
+                Tensor::from_scalars(&self.device, &values, &shape[..shape.len() - 1], dtype, Purpose::Data)?
+            } else {
+                Tensor::from_ndarray(&self.device, input.view(), precision, Purpose::Data)?
+            };
             let mut tape = Tape::new(Cx::inference(&self.device, &self.policy));
             let weights = self.params.leaves(&mut tape);
             let input = tape.constant(input);

@@ -434,7 +434,7 @@ fn check_shape(config: &JobConfig, shape: &crate::job::FieldShape) -> Result<(),
         return bad("at least one sample".to_owned());
     }
     for (axis, (&n, &kept)) in shape.grid.iter().zip(&model.stored_modes()).enumerate() {
-        let resolved = if axis + 1 == shape.grid.len() { n / 2 + 1 } else { n };
+        let resolved = model.resolved_modes(axis, n);
         if kept > resolved {
             return Err(halfmode_operators::Error::Grid { axis, n, resolved, kept }.into());
         }

@@ -16,25 +16,6 @@ const PRESETS: [&str; 1] = ["darcy"];
 /// The longest configuration that is read.
 const MAX_BYTES: u64 = 1 << 16;
 
-/// Model keys of neuraloperator's that this version does not have.
-const PEER_KEYS: [&str; 15] = [
-    "norm",
-    "norm_groups",
-    "use_channel_mlp",
-    "channel_mlp_skip",
-    "fno_skip",
-    "preactivation",
-    "factorization",
-    "rank",
-    "implementation",
-    "separable",
-    "max_n_modes",
-    "resolution_scaling_factor",
-    "domain_padding",
-    "complex_data",
-    "enforce_hermitian_symmetry",
-];
-
 /// What configures a job: shared by `train`, `plan` and `bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConfigArgs {
@@ -297,9 +278,7 @@ impl Origin {
             (Some((_, kind)), Some((word, known))) => {
                 let what = format!("unknown {kind} `{word}`");
                 let list = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-                let why = if kind == "key" && PEER_KEYS.contains(word) && path.first().is_some_and(|it| it == "model") {
-                    format!("neuraloperator has this key, this version of halfmode does not; known are {list}")
-                } else if let Some(near) = nearest(word, known.iter().copied()) {
+                let why = if let Some(near) = nearest(word, known.iter().copied()) {
                     format!("the nearest known {kind} is `{near}`; known are {list}")
                 } else if known.is_empty() {
                     format!("no {kind} may stand here")
@@ -422,7 +401,6 @@ mod tests {
             ("model.n_modes=x", ["invalid type", "--set model.n_modes=x", "model.n_modes"]),
             ("train.epochs=-1", ["epochs", "-1", "train.epochs"]),
             ("scheduler={kind=\"step\",step_size=1,gama=2}", ["unknown key `gama`", "`gamma`", "scheduler.gama"]),
-            ("model.factorization=tucker", ["neuraloperator has this key", "factorization", "model"]),
             ("trian.epochs=1", ["unknown key `trian`", "`train`", "trian"]),
         ] {
             let text = refused(&[set]);

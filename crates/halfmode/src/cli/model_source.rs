@@ -81,8 +81,11 @@ pub(crate) fn check_fields(model: &Model, what: &str, shape: &[usize]) -> Result
     let refuse = |why: String| {
         CliError::new(Exit::Data, format!("{what} has shape {shape:?}, which the model cannot take")).why(why)
     };
-    if shape.len() != fno.n_modes.len() + 2 || shape[1] != fno.in_channels {
-        return Err(refuse(format!("it takes [samples, {}, {} spatial axes]", fno.in_channels, fno.n_modes.len())));
+    let (trailing, parts) = if fno.complex_data { (1, ", 2: real and imaginary part") } else { (0, "") };
+    let fits = shape.len() == fno.n_modes.len() + 2 + trailing && (trailing == 0 || shape.ends_with(&[2]));
+    if !fits || shape[1] != fno.in_channels {
+        let (channels, n_axes) = (fno.in_channels, fno.n_modes.len());
+        return Err(refuse(format!("it takes [samples, {channels}, {n_axes} spatial axes{parts}]")));
     }
     if shape.contains(&0) {
         return Err(refuse("there is nothing in it".to_owned()));
@@ -92,9 +95,10 @@ pub(crate) fn check_fields(model: &Model, what: &str, shape: &[usize]) -> Result
 
 /// Whether a grid resolves the model's modes; the sentence says why not.
 pub(crate) fn check_grid(model: &Model, grid: &[usize]) -> Result<(), String> {
-    let kept = model.config().fno().stored_modes();
+    let fno = model.config().fno();
+    let kept = fno.stored_modes();
     for (axis, (&n, &kept)) in grid.iter().zip(&kept).enumerate() {
-        let resolved = if axis + 1 == grid.len() { n / 2 + 1 } else { n };
+        let resolved = fno.resolved_modes(axis, n);
         if kept > resolved {
             return Err(format!("{n} points on spatial axis {axis} resolve {resolved} modes, the model keeps {kept}"));
         }

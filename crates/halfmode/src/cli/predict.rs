@@ -14,7 +14,7 @@ pub(crate) struct PredictArgs {
     /// A model file or a run directory.
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
-    /// The inputs, `[samples, channels, n_1, …]`: an .npy, .npz, .safetensors or .pt file.
+    /// The inputs, `[samples, channels, n_1, …]`, for complex data with a last axis of 2: an .npy, .npz, .safetensors or .pt file.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// The array of the input file [default: the only one, or `x`].
@@ -41,12 +41,12 @@ pub(crate) fn run(args: &PredictArgs, context: &Context) -> Result<Exit, CliErro
     let help = format!("halfmode data inspect {}", args.input.display());
     check_fields(&source.model, &format!("`{key}`"), x.shape())
         .map_err(|err| err.at(args.input.display().to_string()).or_help(help))?;
-    if let Err(why) = check_grid(&source.model, &x.shape()[2..]) {
+    let n_axes = source.model.config().fno().n_modes.len();
+    if let Err(why) = check_grid(&source.model, &x.shape()[2..2 + n_axes]) {
         context.output.warn(&format!("{why}; the others are left out"));
     }
     let output_shape: Option<Vec<usize>> =
         args.output_shape.as_ref().map(|shape| shape.iter().map(|&n| n as usize).collect());
-    let n_axes = x.ndim() - 2;
     if let Some(shape) = output_shape.as_ref().filter(|shape| shape.len() != n_axes) {
         let what = format!("--output-shape has {} numbers, the model has {n_axes} spatial axes", shape.len());
         return Err(CliError::new(Exit::Usage, what).at("--output-shape"));
