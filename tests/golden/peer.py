@@ -96,6 +96,18 @@ def run(make, state, x, c, dtype):
     return y, x.grad, {k: p.grad for k, p in module.named_parameters()}, after
 
 
+def evaluation(make, state, x):
+    """The output of the module that is not in training."""
+    torch.set_default_dtype(torch.float64)
+    module, call = make()
+    module.double().eval()
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
+        return evaluate(call, module, x)
+
+
 def evaluate(call, module, x):
     """The output, with skips on other grids in three dimensions in the precision of the run: they call `float`."""
     narrow = torch.Tensor.float
@@ -147,6 +159,8 @@ def recording(make, shape, seed, complex_data=False, batch_statistics=False):
     for k, g in grads.items():
         tensors["f64/grad_param/" + k] = real(g)
     if batch_statistics:
+        tensors["f64/evaluation"] = real(evaluation(make, state, x))
         for k, v in after.items():
-            tensors["f64/after/" + k] = real(v)
+            if v.is_floating_point():
+                tensors["f64/after/" + k] = real(v)
     return tensors, errors

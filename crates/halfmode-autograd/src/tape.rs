@@ -58,6 +58,7 @@ pub struct Tape {
     id: u64,
     nodes: Vec<Node>,
     n_leaves: usize,
+    observed: Vec<(LeafId, Tensor)>,
 }
 
 impl Tape {
@@ -66,7 +67,7 @@ impl Tape {
     pub fn new(cx: Cx) -> Self {
         // Identity only: tells variables of different tapes apart, never enters a number.
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Tape { cx, id: NEXT.fetch_add(1, Ordering::Relaxed), nodes: Vec::new(), n_leaves: 0 }
+        Tape { cx, id: NEXT.fetch_add(1, Ordering::Relaxed), nodes: Vec::new(), n_leaves: 0, observed: Vec::new() }
     }
 
     /// Where and in which formats ops run.
@@ -89,6 +90,20 @@ impl Tape {
     /// A value that wants no gradient.
     pub fn constant(&self, value: Tensor) -> Var {
         Var { value, source: None }
+    }
+
+    /// Notes a value towards which a leaf is to move that no gradient moves, such as a running statistic.
+    /// Nothing happens for a variable that is no leaf of this tape.
+    pub fn observe(&mut self, leaf: &Var, value: Tensor) {
+        let node = leaf.source.filter(|source| source.tape == self.id).and_then(|it| self.nodes.get(it.node));
+        if let Some(Node::Leaf(id)) = node {
+            self.observed.push((*id, value));
+        }
+    }
+
+    /// The notes of [`Tape::observe`], in order.
+    pub fn take_observed(&mut self) -> Vec<(LeafId, Tensor)> {
+        std::mem::take(&mut self.observed)
     }
 
     /// Runs an op with one output.

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod batch_norm;
 mod complex;
 mod composed;
 mod embed;
@@ -20,6 +21,7 @@ mod resize;
 mod rows;
 mod spectral_conv;
 
+pub use batch_norm::{BatchNorm, BatchStatistics};
 pub use complex::{JoinComplex, SplitComplex};
 pub use embed::{Embed, ExtraChannels};
 pub use error::Error;

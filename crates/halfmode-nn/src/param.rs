@@ -1,9 +1,9 @@
 //! Parameters: storage at a stable place, in the layout that kernels want.
 
 use crate::{Error, Result};
-use halfmode_autograd::{Tape, Var};
+use halfmode_autograd::{LeafId, Tape, Var};
 use halfmode_precision::{DType, OpPrecision, PrecisionPolicy};
-use halfmode_tensor::{Device, Purpose, Shape, Tensor};
+use halfmode_tensor::{Device, Elementwise, Purpose, Real, Shape, Tensor};
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +32,8 @@ pub enum ParamRole {
     Pointwise,
     /// Weights of a mode contraction.
     Contraction,
+    /// A statistic of the data that no gradient moves, in the precision of sums.
+    Statistic,
 }
 
 /// How the file's array relates to the stored one.
@@ -69,6 +71,12 @@ impl ParamSpec {
     pub fn real(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
         let (name, file_shape) = (name.into(), shape.to_vec());
         ParamSpec { name, file_shape, complex: false, layout: ParamLayout::Plain, role: ParamRole::Pointwise, init }
+    }
+
+    /// A running statistic: it moves with what batches show, see [`Params::observe`].
+    #[must_use]
+    pub fn statistic(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+        ParamSpec { role: ParamRole::Statistic, ..ParamSpec::real(name, shape, init) }
     }
 
     /// A dense spectral weight, file shape `[c_in, c_out, k_1, …, k_d]`.
@@ -150,7 +158,7 @@ impl ParamSpec {
 
     fn precision(&self, policy: &PrecisionPolicy) -> OpPrecision {
         match self.role {
-            ParamRole::Pointwise => policy.pointwise,
+            ParamRole::Pointwise | ParamRole::Statistic => policy.pointwise,
             ParamRole::Contraction => policy.contraction,
         }
     }
@@ -169,8 +177,13 @@ pub struct Parameter {
 
 impl Parameter {
     fn new(device: &Device, spec: ParamSpec, policy: &PrecisionPolicy, stored: Option<Vec<f64>>) -> Result<Self> {
-        let storage = policy.weights_for(spec.precision(policy));
-        let master = policy.master.filter(|&master| master != storage);
+        let (storage, master) = match spec.role {
+            ParamRole::Statistic => (policy.pointwise.accumulate, None),
+            _ => {
+                let storage = policy.weights_for(spec.precision(policy));
+                (storage, policy.master.filter(|&master| master != storage))
+            }
+        };
         let shape = spec.stored_shape();
         let make = |precision, purpose| match &stored {
             Some(values) => Tensor::from_slice(device, values, shape.clone(), precision, purpose),
@@ -236,10 +249,27 @@ impl Params {
         Ok(Params { list: list.collect::<Result<_>>()? })
     }
 
-    /// Real scalars of all parameters.
+    /// Real scalars of all parameters that gradients move.
     #[must_use]
     pub fn n_scalars(&self) -> usize {
-        self.list.iter().map(|param| param.spec.n_scalars()).sum()
+        let moved = self.list.iter().filter(|param| param.spec.role != ParamRole::Statistic);
+        moved.map(|param| param.spec.n_scalars()).sum()
+    }
+
+    /// Moves running statistics a tenth of the way to what a batch showed: `s = 0.9 s + 0.1 observed`, torch's
+    /// default. One parameter may be observed several times, in order.
+    ///
+    /// # Errors
+    /// Those of elementwise tensors, for an observation of another shape.
+    pub fn observe(&mut self, observed: &[(LeafId, Tensor)]) -> Result<()> {
+        for (LeafId(idx), value) in observed {
+            if let Some(param) = self.list.get_mut(*idx) {
+                let dtype = param.value.dtype();
+                let inputs = [&param.value, value];
+                param.value = Tensor::elementwise("observe", &Towards, &inputs, dtype, Purpose::Param)?;
+            }
+        }
+        Ok(())
     }
 
     /// Records every parameter as a leaf of the tape: leaf `i` is parameter `i` if nothing else was
@@ -252,6 +282,16 @@ impl Params {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Parameter> {
         self.list.iter().find(|param| param.spec.name == name)
+    }
+}
+
+/// Inputs: statistic, observation.
+struct Towards;
+
+impl Elementwise for Towards {
+    fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
+        let (keep, take) = (R::from_f64(0.9), R::from_f64(0.1));
+        out.iter_mut().zip(inputs[1]).for_each(|(s, seen)| *s = *s * keep + *seen * take);
     }
 }
 

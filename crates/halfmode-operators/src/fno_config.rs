@@ -51,6 +51,9 @@ pub enum Norm {
     InstanceNorm,
     /// Per sample over all channels, with a weight and a bias per channel.
     GroupNorm,
+    /// Per channel over all samples, with a weight and a bias per channel; over those of the training when it is
+    /// over.
+    BatchNorm,
 }
 
 /// One number for all, or one each. Without numbers: not at all.

@@ -6,8 +6,9 @@ use crate::{Error, Norm, Skip, StabilizerKind};
 use halfmode_autograd::{Result, Tape, Var};
 use halfmode_fft::Transform;
 use halfmode_nn::{
-    Activation, ChannelBias, ChannelGate, Channels, FieldNorm, FnoBlock, FourierResample, Gelu, Init, Interpolate,
-    JoinComplex, Linear, ModeProduct, NormKind, ParamSpec, SelectModes, SpectralConv, SplitComplex, Stabilizer, Tanh,
+    Activation, BatchNorm, BatchStatistics, ChannelBias, ChannelGate, Channels, FieldNorm, FnoBlock, FourierResample,
+    Gelu, Init, Interpolate, JoinComplex, Linear, ModeProduct, NormKind, ParamSpec, SelectModes, SpectralConv,
+    SplitComplex, Stabilizer, Tanh,
 };
 use halfmode_precision::Domain;
 use std::sync::Arc;
@@ -71,16 +72,26 @@ impl Layer<'_> {
             }));
             specs.extend(skip(config.channel_mlp_skip, format!("fno_blocks.channel_mlp_skips.{idx}")));
         }
-        if config.norm == Norm::GroupNorm {
-            for norm in [2 * idx, 2 * idx + 1] {
-                specs.extend(layer_specs(config.complex_data, |half| {
-                    let name = format!("fno_blocks.norm.{norm}{half}");
-                    vec![
-                        ParamSpec::real(format!("{name}.weight"), &[c], Init::Ones),
-                        ParamSpec::real(format!("{name}.bias"), &[c], Init::Zeros),
+        let inner = if config.norm == Norm::BatchNorm { ".norm" } else { "" };
+        for norm in [2 * idx, 2 * idx + 1] {
+            specs.extend(layer_specs(config.complex_data, |half| {
+                let name = |what: &str| format!("fno_blocks.norm.{norm}{half}{inner}.{what}");
+                let affine = || {
+                    [
+                        ParamSpec::real(name("weight"), &[c], Init::Ones),
+                        ParamSpec::real(name("bias"), &[c], Init::Zeros),
                     ]
-                }));
-            }
+                };
+                match config.norm {
+                    Norm::None | Norm::InstanceNorm => Vec::new(),
+                    Norm::GroupNorm => affine().into(),
+                    Norm::BatchNorm => {
+                        let mean = ParamSpec::statistic(name("running_mean"), &[c], Init::Zeros);
+                        let var = ParamSpec::statistic(name("running_var"), &[c], Init::Ones);
+                        affine().into_iter().chain([mean, var]).collect()
+                    }
+                }
+            }));
         }
         specs
     }
@@ -174,7 +185,11 @@ impl Layer<'_> {
             channel_mlp = Some(weights.layer(4)?);
             mlp_skip = Some(weights.layer(n_skip_weights(config.channel_mlp_skip))?);
         }
-        let n_norm_weights = if config.norm == Norm::GroupNorm { 2 } else { 0 };
+        let n_norm_weights = match config.norm {
+            Norm::None | Norm::InstanceNorm => 0,
+            Norm::GroupNorm => 2,
+            Norm::BatchNorm => 4,
+        };
         let norms = [weights.layer(n_norm_weights)?, weights.layer(n_norm_weights)?];
         let norm = |tape: &mut Tape, x: Field, which: usize| match config.norm {
             Norm::None => Ok(x),
@@ -185,6 +200,7 @@ impl Layer<'_> {
                 [weight, bias] => tape.apply(FieldNorm(NormKind::Group), &[x, weight, bias]),
                 _ => Err(missing()),
             }),
+            Norm::BatchNorm => x.through(tape, norms[which], batch_norm),
         };
         let gelu = |tape: &mut Tape, x: Field| x.map(|part| tape.apply(Gelu, &[part]));
         let act = |tape: &mut Tape, x: Field| if self.is_last() { Ok(x) } else { gelu(tape, x) };
@@ -295,6 +311,19 @@ impl Layer<'_> {
         let resample = FourierResample { analysis: plan(&from)?, synthesis: plan(&to)? };
         tape.apply(resample, &[x])
     }
+}
+
+/// By the batch's statistics where a backward pass may follow, by the running ones else.
+fn batch_norm(tape: &mut Tape, weights: &[Var], x: &Var) -> Result<Var> {
+    let [weight, bias, mean, var] = weights else { return Err(missing()) };
+    if !tape.cx().save {
+        return tape.apply(BatchNorm(BatchStatistics::Running), &[x, weight, bias, mean, var]);
+    }
+    let outputs = tape.apply_many(Box::new(BatchNorm(BatchStatistics::Batch)), &[x, weight, bias])?;
+    let [y, batch_mean, batch_var] = &outputs[..] else { return Err(missing()) };
+    tape.observe(mean, batch_mean.value().clone());
+    tape.observe(var, batch_var.value().clone());
+    Ok(y.clone())
 }
 
 fn n_skip_weights(kind: Skip) -> usize {

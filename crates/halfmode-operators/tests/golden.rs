@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_autograd::{Cx, LeafId, Tape};
-use halfmode_nn::{Module, Params};
+use halfmode_nn::{Module, ParamRole, Params};
 use halfmode_operators::{Fno, FnoConfig};
 use halfmode_precision::{DType, Precision, PrecisionConfig, PrecisionPolicy, Preset};
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -45,8 +45,6 @@ fn check(name: &str, precision: Precision) {
     }
     assert!(names.is_empty(), "parameters that the model lacks: {names:?}");
 
-    let mut tape = Tape::new(Cx::new(&device, &policy));
-    let weights = params.leaves(&mut tape);
     let tensor = |name: &str| {
         let (shape, values) = golden.get(name);
         let (shape, dtype) = match complex {
@@ -55,6 +53,15 @@ fn check(name: &str, precision: Precision) {
         };
         Tensor::from_scalars(&device, values, shape, dtype, Purpose::Activation).unwrap()
     };
+    if golden.names("f64/").any(|it| it == "evaluation") {
+        let mut tape = Tape::new(Cx::inference(&device, &policy));
+        let weights = params.leaves(&mut tape);
+        let x = tape.constant(tensor("in/x"));
+        let y = fno.forward(&mut tape, &weights, &[&x]).unwrap().value().to_vec::<f64>().unwrap();
+        assert_close!(format!("{case}: evaluation"), y, *golden.get("f64/evaluation").1, tolerances[0]);
+    }
+    let mut tape = Tape::new(Cx::new(&device, &policy));
+    let weights = params.leaves(&mut tape);
     let x = tape.leaf(tensor("in/x"));
     let output_shape: Option<Vec<usize>> = serde_json::from_value(golden.fact("output_shape").clone()).unwrap();
     let y = fno.forward_to(&mut tape, &weights, &x, output_shape.as_deref()).unwrap();
@@ -62,6 +69,7 @@ fn check(name: &str, precision: Precision) {
     let mut grads: Vec<Option<Tensor>> = vec![None; params.list.len() + 1];
     let seeds = vec![(y, tensor("in/cotangent"))];
     drop((weights, x));
+    let observed = tape.take_observed();
     tape.backward_from(seeds, &mut |LeafId(id), grad| {
         grads[id] = Some(grad);
         Ok(())
@@ -69,11 +77,29 @@ fn check(name: &str, precision: Precision) {
     .unwrap();
     let grad_x = grads.pop().unwrap().unwrap().to_vec::<f64>().unwrap();
     assert_close!(format!("{case}: grad x"), grad_x, *golden.get("f64/grad_in/x").1, tolerances[1]);
-    let grads = params.list.iter().zip(grads).map(|(param, grad)| {
+    let moved = params.list.iter().zip(grads).filter(|(param, _)| param.spec.role != ParamRole::Statistic);
+    let grads = moved.map(|(param, grad)| {
         let grad = grad.map_or_else(|| vec![0.0; param.spec.n_scalars()], |grad| grad.to_vec::<f64>().unwrap());
         (param.spec.name.clone(), param.spec.to_file(&grad))
     });
     golden.assert_gradients(&case, "f64/grad_param/", &grads.collect::<Vec<_>>(), tolerances[1]);
+    params.observe(&observed).unwrap();
+    for name in golden.names("f64/after/") {
+        let after = params.get(name).unwrap().file_values().unwrap();
+        assert_close!(format!("{case}: {name}"), after, *golden.get(&format!("f64/after/{name}")).1, tolerances[0]);
+    }
+}
+
+/// Batch norm: a pass in training, what it leaves in the running statistics, and an evaluation with them.
+#[test]
+fn fno_batch_norm() {
+    let names = Golden::list("batch_norm");
+    assert!(names.len() >= 4, "{names:?}");
+    for name in names {
+        assert!(Golden::load(&name).names("f64/after/").count() >= 4);
+        check(&name, Precision::F64);
+        check(&name, Precision::F32);
+    }
 }
 
 #[test]

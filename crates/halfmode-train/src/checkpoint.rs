@@ -371,6 +371,8 @@ fn read_array(path: &Path, file: &mut File, name: &str, info: &TensorInfo) -> Re
         Dtype::F32 => Values::F32(reader.read(f32::from_le_bytes)?),
         Dtype::BF16 => Values::Bf16(reader.read(bf16::from_le_bytes)?),
         Dtype::F16 => Values::F16(reader.read(f16::from_le_bytes)?),
+        // Counters, such as those of batch norms.
+        Dtype::I64 => Values::F64(reader.read(|bytes| i64::from_le_bytes(bytes) as f64)?),
         Dtype::C64 => {
             shape.push(2);
             Values::F32(reader.read(f32::from_le_bytes)?)

@@ -180,7 +180,7 @@ fn hostile_headers_are_typed_errors() {
     let header = r#"{"__metadata__":{"halfmode":"{"}}"#;
     assert!(matches!(corruption(&with_header(header, 0)), Corruption::Metadata(_)));
 
-    let header = r#"{"x":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#;
+    let header = r#"{"x":{"dtype":"U64","shape":[1],"data_offsets":[0,8]}}"#;
     assert!(matches!(read_named(&with_header(header, 8).0), Err(Error::DType { name, .. }) if name == "x"));
     assert!(matches!(read_named(std::env::temp_dir()), Err(Error::Io { action: "read", .. })));
     assert!(matches!(read_named("/no/such/file"), Err(Error::Io { action: "read", .. })));

@@ -225,11 +225,13 @@ impl Trainer {
         let y = tape.constant(self.train.y().gather(indices, Purpose::Data)?);
         let loss = self.loss(&mut tape, &prediction, &y)?;
         drop((prediction, y));
+        let observed = tape.take_observed();
         let sum = if self.device.launches() { loss.value().to_vec::<f64>()?[0] } else { 0.0 };
         let finite = sum.is_finite() && self.update(tape, loss)?;
         self.state.step += 1;
         let applied = self.settle(finite)?;
         if applied {
+            self.params.observe(&observed)?;
             self.state.loss_sum += sum;
             self.state.loss_samples += indices.len() as u64;
         }
