@@ -2,16 +2,16 @@
 //!
 //! A tile is a row-major matrix whose columns are independent lines. On the grid side a real axis
 //! has n rows, a complex axis 2n rows (point x (re, im)); on the mode side both have 2k rows
-//! ((re, im) x mode). The adjoint of one direction is the other, so one matrix serves both.
+//! ((re, im) x mode). The adjoint of one direction is the other, so one pair of tables serves both.
 
 use crate::line::{Line, Scalar};
 use crate::planner::{Algorithm, AxisKind, choose};
-use crate::table::{complex_matrix, half_weight, real_matrix, signed_frequency};
+use crate::table::{cosines, half_weight, signed_frequency, sines};
+use crate::waves::Waves;
 use crate::{Error, Result};
 use halfmode_precision::{DType, Precision};
-use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Tensor};
+use halfmode_tensor::{Device, Purpose, Real, Rows, RowsMut, Tensor, even_rows, odd_rows};
 use num_complex::Complex;
-use std::ops::Range;
 
 /// Whether the rows of a half spectrum carry the weight of the omitted half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +24,10 @@ pub enum Weights {
 
 #[derive(Clone, Debug)]
 enum Table {
-    /// `[2k, rows]`, and for a real axis the same with weighted rows.
-    Matrix {
-        plain: Tensor,
-        doubled: Option<Tensor>,
+    /// Cosines and sines, and for a real axis the same with weighted rows.
+    Folded {
+        plain: [Tensor; 2],
+        doubled: Option<[Tensor; 2]>,
     },
     Lines32(Line<f32>),
     Lines64(Line<f64>),
@@ -90,21 +90,23 @@ impl Axis {
             (Algorithm::Fft, Precision::F64) => Table::Lines64(Line::new(n)),
             (Algorithm::Fft, _) => Table::Lines32(Line::new(n)),
             (Algorithm::Matrix, _) => {
-                let rows = kind.grid_rows(n);
-                let store = |values: &dyn Fn() -> Vec<f64>| -> Result<Tensor> {
+                let top = if kind == AxisKind::Real { k - 1 } else { k / 2 };
+                let store = |shape: [usize; 2], values: &dyn Fn() -> Vec<f64>| -> Result<Tensor> {
                     if device.launches() {
-                        Ok(Tensor::from_slice(device, &values(), [2 * k, rows], accumulate, Purpose::Table)?)
+                        Ok(Tensor::from_slice(device, &values(), shape, accumulate, Purpose::Table)?)
                     } else {
-                        Ok(device.alloc([2 * k, rows], DType::real(accumulate), Purpose::Table)?)
+                        Ok(device.alloc(shape, DType::real(accumulate), Purpose::Table)?)
                     }
                 };
-                match kind {
-                    AxisKind::Real => Table::Matrix {
-                        plain: store(&|| real_matrix(n, k, false))?,
-                        doubled: Some(store(&|| real_matrix(n, k, true))?),
-                    },
-                    AxisKind::Complex => Table::Matrix { plain: store(&|| complex_matrix(n, k))?, doubled: None },
-                }
+                let waves = |weight: &dyn Fn(usize) -> f64| -> Result<[Tensor; 2]> {
+                    let (even, odd) = (even_rows(n), odd_rows(n));
+                    Ok([
+                        store([top + 1, even], &|| cosines(n, top + 1, even, weight))?,
+                        store([top, odd], &|| sines(n, top, odd, weight))?,
+                    ])
+                };
+                let doubled = if kind == AxisKind::Real { Some(waves(&|f| half_weight(f, n))?) } else { None };
+                Table::Folded { plain: waves(&|_| 1.0)?, doubled }
             }
         };
         Ok(Axis { kind, n, k, algorithm, table })
@@ -146,76 +148,100 @@ impl Axis {
         self.algorithm
     }
 
-    /// Scalars of scratch that a tile needs besides its operands.
+    /// Scalars of scratch that a tile of `cols` columns needs besides its operands.
     #[must_use]
-    pub fn scratch_len(&self) -> usize {
+    pub fn scratch_len(&self, cols: usize) -> usize {
+        let rows = self.grid_rows() + self.mode_rows();
         match &self.table {
-            Table::Matrix { .. } => 0,
-            Table::Lines32(line) => line.scratch_len(),
-            Table::Lines64(line) => line.scratch_len(),
+            Table::Folded { .. } => {
+                let parts = even_rows(self.n) + odd_rows(self.n);
+                let modes = match self.kind {
+                    AxisKind::Real => 2 * self.k,
+                    AxisKind::Complex => 2 * (2 * self.top() + 1),
+                };
+                cols * (parts + modes)
+            }
+            Table::Lines32(line) => cols * rows + line.scratch_len(),
+            Table::Lines64(line) => cols * rows + line.scratch_len(),
         }
     }
 
-    fn matrix<R: AxisReal>(&self, weights: Weights) -> Option<&[R]> {
-        let Table::Matrix { plain, doubled } = &self.table else { return None };
-        let tensor = match weights {
+    /// The highest frequency that is kept.
+    fn top(&self) -> usize {
+        match self.kind {
+            AxisKind::Real => self.k - 1,
+            AxisKind::Complex => self.k / 2,
+        }
+    }
+
+    fn waves<R: AxisReal>(&self, weights: Weights) -> Option<Waves<'_, R>> {
+        let Table::Folded { plain, doubled } = &self.table else { return None };
+        let [cosines, sines] = match weights {
             Weights::Plain => plain,
             Weights::Doubled => doubled.as_ref().unwrap_or(plain),
         };
-        R::direct(tensor.view().ok()?)
+        Some(Waves {
+            cosines: R::direct(cosines.view().ok()?)?,
+            sines: R::direct(sines.view().ok()?)?,
+            even: even_rows(self.n),
+            odd: odd_rows(self.n),
+            top: self.top(),
+        })
     }
 
-    /// Sums over points: `modes[rows] = scale * (M field)[rows]`, where `rows` selects mode rows and
-    /// `modes` holds just those. The fast algorithm makes all rows: `rows` must be `0..2k` then.
+    /// Sums over points: `modes = scale * M field`, for a tile of `cols` columns.
+    ///
+    /// `field` has [`Axis::grid_rows`] rows, `modes` [`Axis::mode_rows`]; `scratch` holds
+    /// [`Axis::scratch_len`] scalars.
     pub fn to_modes<R: AxisReal>(
         &self,
-        field: &[R],
-        modes: &mut [R],
-        rows: Range<usize>,
+        field: Rows<'_>,
+        modes: &mut RowsMut<'_, '_>,
         cols: usize,
         (weights, scale): (Weights, f64),
         scratch: &mut [R],
     ) {
-        if let Some(matrix) = self.matrix::<R>(weights) {
-            let inner = self.grid_rows();
-            let a = Mat::rows(&matrix[rows.start * inner..rows.end * inner], inner);
-            R::gemm(
-                (rows.len(), cols, inner),
-                a,
-                Mat::rows(field, cols),
-                MatMut::rows(modes, cols),
-                R::ZERO,
-                <R as Real>::from_f64(scale),
-            );
-        } else if let Some(line) = R::lines(self) {
-            debug_assert_eq!(rows, 0..self.mode_rows());
-            for col in 0..cols {
-                self.line_to_modes(line, field, modes, (cols, col), (weights, scale), scratch);
+        if let Some(waves) = self.waves::<R>(weights) {
+            let scale = <R as Real>::from_f64(scale);
+            match self.kind {
+                AxisKind::Real => waves.real_to_modes(self.n, field, modes, cols, scale, scratch),
+                AxisKind::Complex => waves.complex_to_modes((self.n, self.k), field, modes, cols, scale, scratch),
             }
+        } else if let Some(line) = R::lines(self) {
+            let (tile_in, scratch) = scratch.split_at_mut(self.grid_rows() * cols);
+            let (tile_out, scratch) = scratch.split_at_mut(self.mode_rows() * cols);
+            field.widen(self.grid_rows(), cols, tile_in);
+            for col in 0..cols {
+                self.line_to_modes(line, tile_in, tile_out, (cols, col), (weights, scale), scratch);
+            }
+            modes.narrow(tile_out, cols);
         }
     }
 
-    /// Sums over modes: `field[rows] = scale * (M^T modes)[rows]`, where `rows` selects grid rows and
-    /// `field` holds just those. The fast algorithm makes all rows.
+    /// Sums over modes: `field = scale * M^T modes`, for a tile of `cols` columns; the adjoint of
+    /// [`Axis::to_modes`].
     pub fn to_grid<R: AxisReal>(
         &self,
-        modes: &[R],
-        field: &mut [R],
-        rows: Range<usize>,
+        modes: Rows<'_>,
+        field: &mut RowsMut<'_, '_>,
         cols: usize,
         (weights, scale): (Weights, f64),
         scratch: &mut [R],
     ) {
-        if let Some(matrix) = self.matrix::<R>(weights) {
-            let inner = self.grid_rows();
-            let a = Mat { data: &matrix[rows.start..], row: 1, col: inner };
-            let dims = (rows.len(), cols, self.mode_rows());
-            R::gemm(dims, a, Mat::rows(modes, cols), MatMut::rows(field, cols), R::ZERO, <R as Real>::from_f64(scale));
-        } else if let Some(line) = R::lines(self) {
-            debug_assert_eq!(rows, 0..self.grid_rows());
-            for col in 0..cols {
-                self.line_to_grid(line, modes, field, (cols, col), (weights, scale), scratch);
+        if let Some(waves) = self.waves::<R>(weights) {
+            let scale = <R as Real>::from_f64(scale);
+            match self.kind {
+                AxisKind::Real => waves.real_to_grid(self.n, modes, field, cols, scale, scratch),
+                AxisKind::Complex => waves.complex_to_grid((self.n, self.k), modes, field, cols, scale, scratch),
             }
+        } else if let Some(line) = R::lines(self) {
+            let (tile_in, scratch) = scratch.split_at_mut(self.mode_rows() * cols);
+            let (tile_out, scratch) = scratch.split_at_mut(self.grid_rows() * cols);
+            modes.widen(self.mode_rows(), cols, tile_in);
+            for col in 0..cols {
+                self.line_to_grid(line, tile_in, tile_out, (cols, col), (weights, scale), scratch);
+            }
+            field.narrow(tile_out, cols);
         }
     }
 

@@ -11,6 +11,7 @@ mod scale;
 mod stage;
 mod table;
 mod transform;
+mod waves;
 
 pub use axis::{Axis, AxisReal, Weights};
 pub use error::Error;

@@ -3,7 +3,7 @@
 /// How one axis is transformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// A product with the k x n matrix of the truncated DFT.
+    /// Products with the cosines and sines of the kept modes.
     Matrix,
     /// A fast transform of the whole axis, of which the kept modes are stored.
     Fft,
@@ -28,9 +28,10 @@ const SECONDS_PER_FFT_POINT: f64 = 0.4e-9;
 #[must_use]
 pub(crate) fn choose(kind: AxisKind, n: usize, k: usize) -> Algorithm {
     let (n, k) = (n as f64, k as f64);
+    // Products with the even and odd parts of a line; on a complex axis of two frequencies at once.
     let (flops, lines) = match kind {
-        AxisKind::Real => (4.0 * n * k, 0.6),
-        AxisKind::Complex => (8.0 * n * k, 1.0),
+        AxisKind::Real => (2.0 * n * k, 0.6),
+        AxisKind::Complex => (2.0 * n * k, 1.0),
     };
     let fft = lines * SECONDS_PER_FFT_POINT * n * n.log2().max(1.0);
     if flops * SECONDS_PER_FLOP <= fft { Algorithm::Matrix } else { Algorithm::Fft }

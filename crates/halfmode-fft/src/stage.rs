@@ -2,14 +2,16 @@
 
 use crate::Result;
 use crate::axis::{Axis, AxisReal, Weights};
-use crate::planner::{Algorithm, AxisKind};
+use crate::planner::AxisKind;
 use crate::table::{complex_matrix, real_matrix};
 use halfmode_precision::Precision;
-use halfmode_tensor::{Device, Scratch, Target, Tensor, View, ViewMut, with_real};
+use halfmode_tensor::{Device, Rows, RowsMut, Scratch, Target, Tensor, View, ViewMut, with_real};
 use rayon::prelude::*;
 
 /// Scalars that a task's scratch may hold, so that it stays in the second-level cache.
 const TILE_SCALARS: usize = 32 * 1024;
+/// Tiles are whole vector registers wide, where there are that many columns.
+const LANES: usize = 16;
 /// Tasks that one stage is cut into when it has few outer lines. Fixed, so that results do not
 /// depend on the number of threads.
 const MIN_TASKS: usize = 8;
@@ -87,98 +89,114 @@ impl Stage<'_> {
             Direction::ToModes => (self.axis.grid_rows(), self.axis.mode_rows()),
             Direction::ToGrid => (self.axis.mode_rows(), self.axis.grid_rows()),
         };
-        // The matrix can make any rows, so a stage with few outer lines is cut into blocks of rows.
-        let can_split = self.axis.algorithm() == Algorithm::Matrix && !self.interleaved;
-        let n_blocks = if can_split { MIN_TASKS.div_ceil(self.outer.max(1)).min(rows_out.div_ceil(8)) } else { 1 };
-        let block = rows_out.div_ceil(n_blocks);
-        let cols = (TILE_SCALARS / (rows_in + block)).max(16).min(self.inner);
-        let scratch_len = (rows_in + block) * cols + self.axis.scratch_len();
+        let gathered = if self.interleaved { self.axis.grid_rows() } else { 0 };
+        let per_col = self.axis.scratch_len(16).div_ceil(16) + gathered;
+        let cols = (TILE_SCALARS / per_col / LANES * LANES).max(2 * LANES).min(self.inner);
+        // Columns are independent: a stage with few outer lines is cut into blocks of them.
+        let n_blocks = if self.interleaved { 1 } else { MIN_TASKS.div_ceil(self.outer.max(1)) };
+        let block = self.inner.div_ceil(n_blocks).next_multiple_of(LANES).min(cols);
         let accumulate = self.accumulate;
-        let scratch: Scratch = device.scratch(scratch_len, accumulate.bytes());
+        let scratch: Scratch = device.scratch(self.axis.scratch_len(cols) + (gathered + 2) * cols, accumulate.bytes());
         if !device.launches() || output.numel() == 0 {
             return Ok(());
         }
         let source = input.view()?;
-        let pieces: Vec<ViewMut<'_>> = output.view_mut()?.chunks(rows_out * self.inner);
-        let tasks: Vec<(usize, usize, ViewMut<'_>)> = pieces
-            .into_iter()
-            .enumerate()
-            .flat_map(|(outer, piece)| {
-                piece
-                    .chunks(block * self.inner)
+        let line_in = |outer: usize| source.slice(outer * rows_in * self.inner..(outer + 1) * rows_in * self.inner);
+        let lines: Vec<ViewMut<'_>> = output.view_mut()?.chunks(rows_out * self.inner);
+        device.run(|| {
+            with_real!(accumulate, R => if n_blocks == 1 {
+                lines.into_par_iter().enumerate().for_each(|(outer, line)| {
+                    scratch.with::<R, _>(|scratch| self.line(direction, line_in(outer), line, cols, scratch));
+                });
+            } else {
+                let tasks: Vec<_> = lines
                     .into_iter()
                     .enumerate()
-                    .map(move |(idx, rows)| (outer, idx * block, rows))
-            })
-            .collect();
-        device.run(|| {
-            with_real!(accumulate, R => tasks.into_par_iter().for_each(|(outer, first_row, mut rows)| {
-                scratch.with::<R, _>(|scratch| {
-                    let input = source.slice(outer * rows_in * self.inner..(outer + 1) * rows_in * self.inner);
-                    self.task::<R>(direction, input, first_row, &mut rows, cols, scratch);
+                    .flat_map(|(outer, line)| {
+                        let blocks = by_columns(line, self.inner, block).into_iter().enumerate();
+                        blocks.map(move |(idx, rows)| (outer, idx * block, rows))
+                    })
+                    .collect();
+                tasks.into_par_iter().for_each(|(outer, first, mut rows)| {
+                    let cols = rows.first().map_or(0, ViewMut::len);
+                    let input = line_in(outer);
+                    let input = Rows { view: input.slice(first..input.len()), stride: self.inner };
+                    scratch.with::<R, _>(|scratch| {
+                        self.tile(direction, input, &mut RowsMut::Pieces(&mut rows), cols, scratch);
+                    });
                 });
-            }));
+            });
         });
         Ok(())
     }
 
-    /// Rows `first_row..` of one outer line, column block by column block.
-    fn task<R: AxisReal>(
+    /// One outer line, tile of columns by tile of columns.
+    fn line<R: AxisReal>(
         &self,
         direction: Direction,
         input: View<'_>,
-        first_row: usize,
-        output: &mut ViewMut<'_>,
+        mut output: ViewMut<'_>,
         max_cols: usize,
         scratch: &mut [R],
     ) {
-        let rows_in = input.len() / self.inner;
-        let n_rows = output.len() / self.inner;
-        let (tile_in, rest) = scratch.split_at_mut(rows_in * max_cols);
-        let (tile_out, rest) = rest.split_at_mut(n_rows * max_cols);
         for first in (0..self.inner).step_by(max_cols) {
             let cols = max_cols.min(self.inner - first);
-            let (tile_in, tile_out) = (&mut tile_in[..rows_in * cols], &mut tile_out[..n_rows * cols]);
-            let interleaved = (self.interleaved, direction);
-            let tile_in: &[R] = if interleaved == (true, Direction::ToModes) {
-                self.gather_interleaved(input, tile_in, first, cols);
-                tile_in
-            } else if cols == self.inner {
-                input.widened(tile_in)
-            } else {
-                for (row, line) in tile_in.chunks_exact_mut(cols).enumerate() {
-                    input.slice(row * self.inner + first..row * self.inner + first + cols).widen(line);
-                }
-                tile_in
-            };
-            let how = (self.weights, self.scale);
-            let mut transform = |tile_out: &mut [R]| {
-                let rows = first_row..first_row + n_rows;
-                match direction {
-                    Direction::ToModes => self.axis.to_modes(tile_in, tile_out, rows, cols, how, rest),
-                    Direction::ToGrid => self.axis.to_grid(tile_in, tile_out, rows, cols, how, rest),
-                }
-            };
-            if interleaved == (true, Direction::ToGrid) {
-                transform(tile_out);
-                self.scatter_interleaved(tile_out, output, first, cols);
-            } else if cols == self.inner {
-                output.fill(tile_out, transform);
-            } else {
-                transform(tile_out);
-                for (row, line) in tile_out.chunks_exact(cols).enumerate() {
-                    output.slice_mut(row * self.inner + first..row * self.inner + first + cols).narrow(line);
-                }
+            if self.interleaved {
+                self.interleaved_tile(direction, input, &mut output, (first, cols), scratch);
+                continue;
             }
+            let input = Rows { view: input.slice(first..input.len()), stride: self.inner };
+            let end = output.len();
+            let mut output = RowsMut::Strided(output.slice_mut(first..end), self.inner);
+            self.tile(direction, input, &mut output, cols, scratch);
+        }
+    }
+
+    fn tile<R: AxisReal>(
+        &self,
+        direction: Direction,
+        input: Rows<'_>,
+        output: &mut RowsMut<'_, '_>,
+        cols: usize,
+        scratch: &mut [R],
+    ) {
+        let how = (self.weights, self.scale);
+        match direction {
+            Direction::ToModes => self.axis.to_modes(input, output, cols, how, scratch),
+            Direction::ToGrid => self.axis.to_grid(input, output, cols, how, scratch),
+        }
+    }
+
+    /// A tile of `cols` columns from `first` on whose grid side is interleaved.
+    fn interleaved_tile<R: AxisReal>(
+        &self,
+        direction: Direction,
+        input: View<'_>,
+        output: &mut ViewMut<'_>,
+        (first, cols): (usize, usize),
+        scratch: &mut [R],
+    ) {
+        let (grid, scratch) = scratch.split_at_mut(self.axis.grid_rows() * cols);
+        let (pairs, scratch) = scratch.split_at_mut(2 * cols);
+        if direction == Direction::ToModes {
+            self.gather_interleaved(input, grid, pairs, first);
+            let input = Rows { view: R::view(grid), stride: cols };
+            let end = output.len();
+            let mut output = RowsMut::Strided(output.slice_mut(first..end), self.inner);
+            self.tile(direction, input, &mut output, cols, scratch);
+        } else {
+            let input = Rows { view: input.slice(first..input.len()), stride: self.inner };
+            self.tile(direction, input, &mut RowsMut::Strided(R::view_mut(grid), cols), cols, scratch);
+            self.scatter_interleaved(grid, output, pairs, first);
         }
     }
 
     /// `[n, inner, (re, im)]` to tile rows (point, (re, im)).
-    fn gather_interleaved<R: AxisReal>(&self, input: View<'_>, tile: &mut [R], first: usize, cols: usize) {
-        let mut pairs = vec![R::ZERO; 2 * cols];
+    fn gather_interleaved<R: AxisReal>(&self, input: View<'_>, tile: &mut [R], pairs: &mut [R], first: usize) {
+        let cols = pairs.len() / 2;
         for (point, rows) in tile.chunks_exact_mut(2 * cols).enumerate() {
             let start = 2 * (point * self.inner + first);
-            input.slice(start..start + 2 * cols).widen(&mut pairs);
+            input.slice(start..start + 2 * cols).widen(pairs);
             let (re, im) = rows.split_at_mut(cols);
             for (pair, (re, im)) in pairs.chunks_exact(2).zip(re.iter_mut().zip(im)) {
                 (*re, *im) = (pair[0], pair[1]);
@@ -187,22 +205,35 @@ impl Stage<'_> {
     }
 
     /// Tile rows (point, (re, im)) to `[n, inner, (re, im)]`.
-    fn scatter_interleaved<R: AxisReal>(&self, tile: &[R], output: &mut ViewMut<'_>, first: usize, cols: usize) {
-        let mut pairs = vec![R::ZERO; 2 * cols];
+    fn scatter_interleaved<R: AxisReal>(&self, tile: &[R], output: &mut ViewMut<'_>, pairs: &mut [R], first: usize) {
+        let cols = pairs.len() / 2;
         for (point, rows) in tile.chunks_exact(2 * cols).enumerate() {
             let (re, im) = rows.split_at(cols);
             for (pair, (re, im)) in pairs.chunks_exact_mut(2).zip(re.iter().zip(im)) {
                 (pair[0], pair[1]) = (*re, *im);
             }
             let start = 2 * (point * self.inner + first);
-            output.slice_mut(start..start + 2 * cols).narrow(&pairs);
+            output.slice_mut(start..start + 2 * cols).narrow(pairs);
         }
     }
+}
+
+/// The rows of `[rows, inner]` cut into blocks of columns: a list of rows for every block.
+fn by_columns<'a>(line: ViewMut<'a>, inner: usize, block: usize) -> Vec<Vec<ViewMut<'a>>> {
+    let n_rows = line.len() / inner;
+    let mut blocks: Vec<Vec<ViewMut<'a>>> = (0..inner.div_ceil(block)).map(|_| Vec::with_capacity(n_rows)).collect();
+    for row in line.chunks(inner) {
+        for (piece, rows) in row.chunks(block).into_iter().zip(&mut blocks) {
+            rows.push(piece);
+        }
+    }
+    blocks
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Algorithm;
     use halfmode_precision::{DType, Domain};
     use halfmode_tensor::Purpose;
 

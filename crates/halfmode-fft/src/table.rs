@@ -67,6 +67,18 @@ pub(crate) fn complex_matrix(n: usize, k: usize) -> Vec<f64> {
     matrix
 }
 
+/// `[frequencies, points]`: `weight(f)` times the cosine of 2 pi f j / n, f from 0, j from 0.
+pub(crate) fn cosines(n: usize, frequencies: usize, points: usize, weight: impl Fn(usize) -> f64) -> Vec<f64> {
+    let at = |f: usize, j: usize| weight(f) * unit_root(f as i64, j, n).0;
+    (0..frequencies).flat_map(|f| (0..points).map(move |j| (f, j))).map(|(f, j)| at(f, j)).collect()
+}
+
+/// As [`cosines`], of sines; f from 1, j from 1: at 0 they are 0.
+pub(crate) fn sines(n: usize, frequencies: usize, points: usize, weight: impl Fn(usize) -> f64) -> Vec<f64> {
+    let at = |f: usize, j: usize| weight(f) * unit_root(f as i64, j, n).1;
+    (1..=frequencies).flat_map(|f| (1..=points).map(move |j| (f, j))).map(|(f, j)| at(f, j)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

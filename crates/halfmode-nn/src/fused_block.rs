@@ -19,7 +19,7 @@ use crate::spectral_conv::Scales;
 use halfmode_autograd::Cx;
 use halfmode_fft::{Axis, AxisReal, Weights};
 use halfmode_precision::{DType, Precision};
-use halfmode_tensor::{Purpose, Real, Tensor, View, ViewMut, with_real};
+use halfmode_tensor::{Purpose, Real, Rows, RowsMut, Tensor, View, ViewMut, with_real};
 use rayon::prelude::*;
 
 /// Points that a tile of lines aims at.
@@ -57,7 +57,7 @@ impl Dims {
             group: (TILE_POINTS / n).max(1),
             act: block.activation == Activation::Gelu,
             tanh: block.stabilizer == Stabilizer::Tanh,
-            axis_scratch: axis.scratch_len(),
+            axis_scratch: axis.scratch_len(c),
             // The tiles hold rows of the transform beside dense layers, and its tables are of this type alone.
             accumulate: block.transform.config().accumulate,
         })
@@ -117,12 +117,17 @@ struct RowStage<'a> {
 }
 
 impl RowStage<'_> {
-    fn to_modes<R: AxisReal>(&self, line: &[R], modes: &mut [R], channels: usize, scratch: &mut [R]) {
-        self.axis.to_modes(line, modes, 0..self.axis.mode_rows(), channels, (self.weights, self.scale), scratch);
+    /// A line of the field, as stored, to its half-transformed line.
+    fn to_modes<R: AxisReal>(&self, line: View<'_>, modes: ViewMut<'_>, channels: usize, scratch: &mut [R]) {
+        let (line, mut modes) = (Rows { view: line, stride: channels }, RowsMut::Strided(modes, channels));
+        self.axis.to_modes(line, &mut modes, channels, (self.weights, self.scale), scratch);
     }
 
-    fn to_grid<R: AxisReal>(&self, modes: &[R], line: &mut [R], channels: usize, scratch: &mut [R]) {
-        self.axis.to_grid(modes, line, 0..self.axis.grid_rows(), channels, (self.weights, self.scale), scratch);
+    /// A half-transformed line, as stored, to a line of the field.
+    fn to_grid<R: AxisReal>(&self, modes: View<'_>, line: &mut [R], channels: usize, scratch: &mut [R]) {
+        let modes = Rows { view: modes, stride: channels };
+        let mut line = RowsMut::Strided(R::view_mut(line), channels);
+        self.axis.to_grid(modes, &mut line, channels, (self.weights, self.scale), scratch);
     }
 }
 
@@ -147,7 +152,7 @@ pub(crate) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Re
         DType::real(cx.policy.pointwise.storage),
         Purpose::Activation,
     )?;
-    let scratch_len = 3 * dims.tile(dims.c) + dims.tile(dims.h) + dims.half_line() + dims.axis_scratch;
+    let scratch_len = 3 * dims.tile(dims.c) + dims.tile(dims.h) + dims.axis_scratch;
     let scratch = cx.device.scratch(scratch_len, dims.accumulate.bytes());
     let wide = widen_weights(dims.accumulate, &inputs.dense)?;
     if cx.device.launches() {
@@ -172,26 +177,23 @@ fn analyse(block: &FnoBlock, cx: &Cx, x: &Tensor, dims: &Dims, scale: f64) -> Re
     let batch = x.shape()[0];
     let shape = block.transform.half_transformed_shape(batch, dims.c);
     let mut t = cx.device.alloc_unwritten(shape, DType::real(cx.policy.transform.storage), Purpose::Workspace)?;
-    let scratch = cx.device.scratch(dims.line() + dims.half_line() + dims.axis_scratch, dims.accumulate.bytes());
+    let scratch = cx.device.scratch(dims.line() + dims.axis_scratch, dims.accumulate.bytes());
     if cx.device.launches() {
         let x_view = x.view()?;
         let rows = RowStage { axis: last_axis(block), weights: Weights::Plain, scale };
         let tasks = t.view_mut()?.chunks(dims.half_line());
         let tanh = dims.tanh;
         cx.device.run(|| {
-            with_real!(dims.accumulate, R => tasks.into_par_iter().enumerate().for_each(|(idx, mut out)| {
+            with_real!(dims.accumulate, R => tasks.into_par_iter().enumerate().for_each(|(idx, out)| {
                 scratch.with::<R, _>(|scratch| {
                     let (line, scratch) = scratch.split_at_mut(dims.line());
-                    let (modes, scratch) = scratch.split_at_mut(dims.half_line());
-                    let x = x_view.slice(idx * dims.line()..(idx + 1) * dims.line());
-                    let x = if tanh {
+                    let mut x = x_view.slice(idx * dims.line()..(idx + 1) * dims.line());
+                    if tanh {
                         x.widen(line);
                         <R as Real>::tanh(line);
-                        line
-                    } else {
-                        x.widened(line)
-                    };
-                    out.fill(modes, |modes| rows.to_modes(x, modes, dims.c, scratch));
+                        x = R::view(line);
+                    }
+                    rows.to_modes(x, out, dims.c, scratch);
                 });
             }));
         });
@@ -211,11 +213,9 @@ fn pre_activation<R: AxisReal>(
     z: &mut [R],
     scratch: &mut [R],
 ) {
-    let (half, scratch) = scratch.split_at_mut(dims.half_line());
     for (idx, line) in z.chunks_exact_mut(dims.line()).enumerate().take(n_lines) {
         let start = (first + idx) * dims.half_line();
-        let modes = z_view.slice(start..start + dims.half_line()).widened(half);
-        rows.to_grid(modes, line, dims.c, scratch);
+        rows.to_grid(z_view.slice(start..start + dims.half_line()), line, dims.c, scratch);
     }
     linear(x, w.skip, z, (dims.c, dims.c), R::ONE);
     add_bias(z, w.bias);
@@ -309,7 +309,7 @@ fn row_gradients(
     let lens = [c, c * c, h * c, h, c * h, c, c];
     let parts = part_ranges(dims.lines, dims.group);
     let mut partial = Partial::new(&cx.device, parts.len(), dims.accumulate, &lens)?;
-    let scratch_len = 6 * dims.tile(c) + 3 * dims.tile(h) + dims.half_line() + dims.axis_scratch;
+    let scratch_len = 6 * dims.tile(c) + 3 * dims.tile(h) + dims.axis_scratch;
     let scratch = cx.device.scratch(scratch_len, dims.accumulate.bytes());
     let wide = widen_weights(dims.accumulate, &inputs.dense)?;
     if cx.device.launches() {
@@ -379,34 +379,40 @@ fn row_gradient_tile<R: AxisReal>(
     add_bias(m, w.b1);
     R::gelu_both(m, m_slope);
 
-    gx_out.as_view().widen(g);
     if dims.act {
         linear(m, w.w2, u, (h, c), R::ZERO);
         add_bias(u, w.b2);
         add_gated(u, w.gate, x);
-        // z_slope is still wanted: the slope of the outer activation goes through gx.
-        R::gelu_both(u, gx);
-        scale_by(g, gx);
+        R::gelu_both(u, g);
+        match R::direct(gx_out.as_view()) {
+            Some(grad) => scale_by(g, grad),
+            None => {
+                gx_out.as_view().widen(u);
+                scale_by(g, u);
+            }
+        }
+    } else {
+        gx_out.as_view().widen(g);
     }
-    gate_grads(g, w.gate, x, gx, g_gate);
-    linear_grad_w(g, m, g_w2, (h, c));
-    add_column_sums(g, g_b2);
-    linear_grad_x(g, w.w2, gm, (h, c), R::ZERO);
-    scale_by(gm, m_slope);
-    linear_grad_w(gm, z, g_w1, (c, h));
-    add_column_sums(gm, g_b1);
-    linear_grad_x(gm, w.w1, g, (c, h), R::ZERO);
-    if dims.act {
-        scale_by(g, z_slope);
-    }
-    add_column_sums(g, g_bias);
-    linear_grad_w(g, x, g_skip, (c, c));
-    linear_grad_x(g, w.skip, gx, (c, c), R::ONE);
-    gx_out.narrow(gx);
-    let (half, scratch) = scratch.split_at_mut(dims.half_line());
+    gx_out.fill(gx, |gx| {
+        gate_grads(g, w.gate, x, gx, g_gate);
+        linear_grad_w(g, m, g_w2, (h, c));
+        add_column_sums(g, g_b2);
+        linear_grad_x(g, w.w2, gm, (h, c), R::ZERO);
+        scale_by(gm, m_slope);
+        linear_grad_w(gm, z, g_w1, (c, h));
+        add_column_sums(gm, g_b1);
+        linear_grad_x(gm, w.w1, g, (c, h), R::ZERO);
+        if dims.act {
+            scale_by(g, z_slope);
+        }
+        add_column_sums(g, g_bias);
+        linear_grad_w(g, x, g_skip, (c, c));
+        linear_grad_x(g, w.skip, gx, (c, c), R::ONE);
+    });
     for (idx, line) in g.chunks_exact(dims.line()).enumerate() {
-        let mut modes = gz_out.slice_mut(idx * dims.half_line()..(idx + 1) * dims.half_line());
-        modes.fill(half, |modes| adjoint.to_modes(line, modes, c, scratch));
+        let modes = gz_out.slice_mut(idx * dims.half_line()..(idx + 1) * dims.half_line());
+        adjoint.to_modes(R::view(line), modes, c, scratch);
     }
 }
 
@@ -420,7 +426,7 @@ fn add_analysis_grad(
     gt: &Tensor,
     gx: &mut Tensor,
 ) -> Result<()> {
-    let scratch_len = 3 * dims.line() + dims.half_line() + dims.axis_scratch;
+    let scratch_len = 3 * dims.line() + dims.axis_scratch;
     let scratch = cx.device.scratch(scratch_len, dims.accumulate.bytes());
     if cx.device.launches() {
         let (x_view, gt_view) = (x.view()?, gt.view()?);
@@ -433,8 +439,7 @@ fn add_analysis_grad(
                     let (sum, scratch) = scratch.split_at_mut(dims.line());
                     let (g, scratch) = scratch.split_at_mut(dims.line());
                     let (t, scratch) = scratch.split_at_mut(dims.line());
-                    let (half, scratch) = scratch.split_at_mut(dims.half_line());
-                    let modes = gt_view.slice(idx * dims.half_line()..(idx + 1) * dims.half_line()).widened(half);
+                    let modes = gt_view.slice(idx * dims.half_line()..(idx + 1) * dims.half_line());
                     rows.to_grid(modes, g, dims.c, scratch);
                     out.update(sum, |sum| {
                         if tanh {

@@ -6,6 +6,7 @@ mod avx512;
 mod device;
 mod edges;
 mod error;
+mod fold;
 mod gemm;
 mod ledger;
 mod math;
@@ -20,6 +21,7 @@ mod view;
 
 pub use device::{CpuDevice, Device, MetaDevice, Target};
 pub use error::Error;
+pub use fold::{add_sub, add_sub_in_place, even_rows, fold_rows, narrow_add_sub, odd_rows, unfold_rows};
 pub use gemm::{Mat, MatMut};
 pub use ledger::{Ledger, MemoryStats, Purpose, Usage};
 pub use ops::Elementwise;
@@ -27,7 +29,7 @@ pub use real::Real;
 pub use scratch::Scratch;
 pub use shape::Shape;
 pub use tensor::Tensor;
-pub use view::{View, ViewMut};
+pub use view::{Rows, RowsMut, View, ViewMut};
 
 /// The result of everything that can fail here.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -46,6 +46,12 @@ pub trait Real:
     fn from_f64(value: f64) -> Self;
     /// Exact value.
     fn to_f64(self) -> f64;
+    /// The exact value of an f32.
+    fn from_f32(value: f32) -> Self;
+    /// Accumulators as stored scalars.
+    fn view(values: &[Self]) -> View<'_>;
+    /// As [`Real::view`], to be written.
+    fn view_mut(values: &mut [Self]) -> ViewMut<'_>;
     /// Widens stored scalars; slices have the same length.
     fn widen(src: View<'_>, dst: &mut [Self]);
     /// The stored scalars themselves, where storage and accumulator are the same type.
@@ -92,6 +98,21 @@ impl Real for f32 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)
+    }
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> f32 {
+        value
+    }
+
+    #[inline]
+    fn view(values: &[f32]) -> View<'_> {
+        View::F32(values)
+    }
+
+    #[inline]
+    fn view_mut(values: &mut [f32]) -> ViewMut<'_> {
+        ViewMut::F32(values)
     }
 
     fn widen(src: View<'_>, dst: &mut [f32]) {
@@ -153,25 +174,11 @@ impl Real for f32 {
     }
 
     fn gelu(x: &mut [f32]) {
-        Self::vectorised(
-            #[inline(always)]
-            || {
-                for x in x {
-                    *x = math::gelu_f32(*x);
-                }
-            },
-        );
+        simd::gelu(x);
     }
 
     fn gelu_both(x: &mut [f32], slope: &mut [f32]) {
-        Self::vectorised(
-            #[inline(always)]
-            || {
-                for (x, slope) in x.iter_mut().zip(slope) {
-                    (*x, *slope) = math::gelu_both_f32(*x);
-                }
-            },
-        );
+        simd::gelu_both(x, slope);
     }
 
     fn tanh(x: &mut [f32]) {
@@ -207,6 +214,21 @@ impl Real for f64 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         self
+    }
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> f64 {
+        f64::from(value)
+    }
+
+    #[inline]
+    fn view(values: &[f64]) -> View<'_> {
+        View::F64(values)
+    }
+
+    #[inline]
+    fn view_mut(values: &mut [f64]) -> ViewMut<'_> {
+        ViewMut::F64(values)
     }
 
     fn widen(src: View<'_>, dst: &mut [f64]) {

@@ -143,6 +143,28 @@ impl<'a> ViewMut<'a> {
         map_arm!(ViewMut => ViewMut, self, s => &mut s[range])
     }
 
+    /// The scalars before `mid` and those from there on.
+    #[must_use]
+    pub fn split_at_mut(&mut self, mid: usize) -> (ViewMut<'_>, ViewMut<'_>) {
+        macro_rules! halves {
+            ($($arm:ident)*) => {
+                match self {
+                    $(ViewMut::$arm(s) => {
+                        let (first, last) = s.split_at_mut(mid);
+                        (ViewMut::$arm(first), ViewMut::$arm(last))
+                    })*
+                }
+            };
+        }
+        halves!(F64 F32 Bf16 F16)
+    }
+
+    /// The scalars in `range`, for as long as this borrow would have lived.
+    #[must_use]
+    pub fn into_slice(self, range: Range<usize>) -> ViewMut<'a> {
+        map_arm!(ViewMut => ViewMut, self, s => &mut s[range])
+    }
+
     /// Cuts into consecutive pieces of `len` scalars; the last may be shorter.
     #[must_use]
     pub fn chunks(self, len: usize) -> Vec<ViewMut<'a>> {
@@ -200,6 +222,80 @@ impl<'a> ViewMut<'a> {
             ViewMut::F32(s) => s.fill(0.0),
             ViewMut::Bf16(s) => s.fill(bf16::ZERO),
             ViewMut::F16(s) => s.fill(f16::ZERO),
+        }
+    }
+}
+
+/// A matrix in storage: row `j` begins at `j * stride`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// The scalars, from the first of row 0 on.
+    pub view: View<'a>,
+    /// Distance between rows.
+    pub stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// The first `width` scalars of row `j`.
+    #[must_use]
+    pub fn row(self, j: usize, width: usize) -> View<'a> {
+        self.view.slice(j * self.stride..j * self.stride + width)
+    }
+
+    /// Widens the first `width` scalars of each of `n` rows into `dst`, `[n, width]`.
+    pub fn widen<R: Real>(self, n: usize, width: usize, dst: &mut [R]) {
+        if self.stride == width {
+            return self.view.slice(0..n * width).widen(&mut dst[..n * width]);
+        }
+        for (j, dst) in dst.chunks_exact_mut(width).enumerate().take(n) {
+            self.row(j, width).widen(dst);
+        }
+    }
+}
+
+/// A matrix in storage that is written.
+#[derive(Debug)]
+pub enum RowsMut<'r, 'a> {
+    /// Row `j` begins at `j` times the distance.
+    Strided(ViewMut<'r>, usize),
+    /// One piece per row.
+    Pieces(&'r mut [ViewMut<'a>]),
+}
+
+impl RowsMut<'_, '_> {
+    /// The first `width` scalars of row `j`.
+    #[must_use]
+    pub fn row(&mut self, j: usize, width: usize) -> ViewMut<'_> {
+        match self {
+            RowsMut::Strided(view, stride) => view.slice_mut(j * *stride..j * *stride + width),
+            RowsMut::Pieces(rows) => rows[j].slice_mut(0..width),
+        }
+    }
+
+    /// The first `width` scalars of rows `i < j`.
+    #[must_use]
+    pub fn two_rows(&mut self, (i, j): (usize, usize), width: usize) -> (ViewMut<'_>, ViewMut<'_>) {
+        match self {
+            RowsMut::Strided(view, stride) => {
+                let (first, last) = view.split_at_mut(j * *stride);
+                (first.into_slice(i * *stride..i * *stride + width), last.into_slice(0..width))
+            }
+            RowsMut::Pieces(rows) => {
+                let (first, last) = rows.split_at_mut(j);
+                (first[i].slice_mut(0..width), last[0].slice_mut(0..width))
+            }
+        }
+    }
+
+    /// Rounds the rows of `src`, `[n, width]`, to storage.
+    pub fn narrow<R: Real>(&mut self, src: &[R], width: usize) {
+        if let RowsMut::Strided(view, stride) = self
+            && *stride == width
+        {
+            return view.slice_mut(0..src.len()).narrow(src);
+        }
+        for (j, src) in src.chunks_exact(width).enumerate() {
+            self.row(j, width).narrow(src);
         }
     }
 }

@@ -12,13 +12,19 @@ use std::ops::Range;
 const TILE: usize = 128;
 
 impl Layout {
+    /// Points of one batch entry of a field whose channels are last.
+    fn rows<'a>(&self, x: View<'a>, (b, points): &(usize, Range<usize>)) -> View<'a> {
+        let start = (b * self.points() + points.start) * self.channels;
+        x.slice(start..start + points.len() * self.channels)
+    }
+
     /// Widens points of one batch entry into `tile`; rows of the tile are `stride` apart. Channels
     /// first come out as columns, so the tile is described by (row, col) strides.
     fn load<R: Real>(&self, x: View<'_>, (b, points): (usize, Range<usize>), tile: &mut [R]) {
         match self.channels_at {
             Channels::Last => {
-                let start = (b * self.points() + points.start) * self.channels;
-                x.slice(start..start + points.len() * self.channels).widen(&mut tile[..points.len() * self.channels]);
+                let len = points.len() * self.channels;
+                self.rows(x, &(b, points)).widen(&mut tile[..len]);
             }
             Channels::First => {
                 for c in 0..self.channels {
@@ -27,6 +33,19 @@ impl Layout {
                 }
             }
         }
+    }
+
+    /// Points of one batch entry as accumulators: borrowed where the field stores them so, else widened into
+    /// `tile` as [`Layout::load`] does.
+    fn loaded<'a, R: Real>(&self, x: View<'a>, at: (usize, Range<usize>), tile: &'a mut [R]) -> &'a [R] {
+        if self.channels_at == Channels::Last
+            && let Some(rows) = R::direct(self.rows(x, &at))
+        {
+            return rows;
+        }
+        let len = at.1.len() * self.channels;
+        self.load(x, at, tile);
+        &tile[..len]
     }
 
     /// (row, col) strides of a loaded tile of `n` points.
@@ -62,8 +81,13 @@ impl Layout {
     }
 }
 
-/// Rounds a tile, laid out as [`Layout::load`] leaves it, into its pieces.
-fn store<R: Real>(pieces: &mut [ViewMut<'_>], tile: &[R]) {
+/// Lets `work` write a tile, laid out as [`Layout::load`] leaves it, and rounds it into its pieces. One piece
+/// of accumulators is written in place.
+fn store<R: Real>(pieces: &mut [ViewMut<'_>], tile: &mut [R], work: impl FnOnce(&mut [R])) {
+    if let [piece] = pieces {
+        return piece.fill(tile, work);
+    }
+    work(tile);
     let mut start = 0;
     for piece in pieces {
         let len = piece.len();
@@ -95,23 +119,24 @@ impl Plan {
         (idx / n_tiles, start..(start + TILE).min(points))
     }
 
-    /// Loads a tile of the input with its coordinates; returns its (row, col) strides.
+    /// A tile of the input with its coordinates, as accumulators.
     ///
     /// A channels-last tile is widened to rows of `c_first`; when coordinates follow, the rows are
     /// spread from the end so that nothing is overwritten before it has moved.
-    fn load<R: Real>(&self, x: View<'_>, at: (usize, Range<usize>), tile: &mut [R]) -> (usize, usize) {
+    fn load<'a, R: Real>(&self, x: View<'a>, at: (usize, Range<usize>), tile: &'a mut [R]) -> Mat<'a, R> {
         let (n, c) = (at.1.len(), self.x.channels);
-        self.x.load(x, at.clone(), tile);
-        let strides = self.x.strides(n, self.c_first);
-        if self.c_first > c {
-            if self.x.channels_at == Channels::Last {
-                for row in (0..n).rev() {
-                    tile.copy_within(row * c..(row + 1) * c, row * self.c_first);
-                }
-            }
-            embed(&self.x.grid, at.1, tile, strides, c);
+        let (row, col) = self.x.strides(n, self.c_first);
+        if self.c_first == c {
+            return Mat { data: self.x.loaded(x, at, tile), row, col };
         }
-        strides
+        self.x.load(x, at.clone(), tile);
+        if self.x.channels_at == Channels::Last {
+            for row in (0..n).rev() {
+                tile.copy_within(row * c..(row + 1) * c, row * self.c_first);
+            }
+        }
+        embed(&self.x.grid, at.1, tile, (row, col), c);
+        Mat { data: tile, row, col }
     }
 }
 
@@ -139,17 +164,19 @@ pub(super) fn forward(device: &Device, plan: &Plan, inputs: &[&Tensor; 5], y: &m
                     let (x, scratch) = scratch.split_at_mut(TILE * plan.c_first);
                     let (h, y) = scratch.split_at_mut(TILE * plan.c_hidden);
                     let (h, y) = (&mut h[..n * plan.c_hidden], &mut y[..n * c_out]);
-                    let strides = plan.load(x_view, at, x);
-                    hidden(plan, x, strides, &w, h);
+                    let x = plan.load(x_view, at, x);
+                    hidden(plan, x, &w, h);
                     R::gelu(h);
                     let (row, col) = plan.y.strides(n, c_out);
-                    let out = MatMut { data: y, row, col };
-                    R::gemm((n, c_out, plan.c_hidden), Mat::rows(h, plan.c_hidden), Mat::transposed(w.w2, plan.c_hidden), out, R::ZERO, R::ONE);
-                    match plan.y.channels_at {
-                        Channels::Last => add_bias(y, w.b2),
-                        Channels::First => y.chunks_exact_mut(n).zip(w.b2).for_each(|(y, b)| y.iter_mut().for_each(|y| *y += *b)),
-                    }
-                    store(&mut pieces, y);
+                    store(&mut pieces, y, |y| {
+                        let w2 = Mat::transposed(w.w2, plan.c_hidden);
+                        let (h, out) = (Mat::rows(h, plan.c_hidden), MatMut { data: &mut *y, row, col });
+                        R::gemm((n, c_out, plan.c_hidden), h, w2, out, R::ZERO, R::ONE);
+                        match plan.y.channels_at {
+                            Channels::Last => add_bias(y, w.b2),
+                            Channels::First => y.chunks_exact_mut(n).zip(w.b2).for_each(|(y, b)| y.iter_mut().for_each(|y| *y += *b)),
+                        }
+                    });
                 });
             }));
         });
@@ -201,9 +228,8 @@ pub(super) fn backward(
 }
 
 /// `h = w_1 x + b_1`
-fn hidden<R: Real>(plan: &Plan, x: &[R], (row, col): (usize, usize), w: &Weights<'_, R>, h: &mut [R]) {
+fn hidden<R: Real>(plan: &Plan, x: Mat<'_, R>, w: &Weights<'_, R>, h: &mut [R]) {
     let n = h.len() / plan.c_hidden;
-    let x = Mat { data: x, row, col };
     R::gemm(
         (n, plan.c_hidden, plan.c_first),
         x,
@@ -232,10 +258,10 @@ fn backward_tile<R: Real>(
     let (gh, gy) = scratch.split_at_mut(TILE * c_hidden);
     let (h, slope, gh, gy) =
         (&mut h[..n * c_hidden], &mut slope[..n * c_hidden], &mut gh[..n * c_hidden], &mut gy[..n * c_out]);
-    let (row, col) = plan.load(x_view, at.clone(), x);
-    hidden(plan, x, (row, col), w, h);
+    let x = plan.load(x_view, at.clone(), x);
+    hidden(plan, x, w, h);
     R::gelu_both(h, slope);
-    plan.y.load(g_view, at, gy);
+    let gy = plan.y.loaded(g_view, at, gy);
     let (gy_row, gy_col) = plan.y.strides(n, c_out);
     let gy_mat = Mat { data: gy, row: gy_row, col: gy_col };
     let gy_t = Mat { data: gy, row: gy_col, col: gy_row };
@@ -249,24 +275,17 @@ fn backward_tile<R: Real>(
     }
     R::gemm((n, c_hidden, c_out), gy_mat, Mat::rows(w.w2, c_hidden), MatMut::rows(gh, c_hidden), R::ZERO, R::ONE);
     scale_by(gh, slope);
-    let x = Mat { data: x, row, col };
     R::gemm((c_hidden, c_first, n), Mat::transposed(gh, c_hidden), x, MatMut::rows(gw1, c_first), R::ONE, R::ONE);
     add_column_sums(gh, gb1);
     if let Some(pieces) = pieces {
         // Only the data channels: coordinates want no gradient.
         let c = plan.x.channels;
         let (row, col) = plan.x.strides(n, c);
-        let gx = &mut gx[..n * c];
-        let out = MatMut { data: gx, row, col };
-        R::gemm(
-            (n, c, c_hidden),
-            Mat::rows(gh, c_hidden),
-            Mat { data: w.w1, row: c_first, col: 1 },
-            out,
-            R::ZERO,
-            R::ONE,
-        );
-        store(pieces, gx);
+        store(pieces, &mut gx[..n * c], |gx| {
+            let w1 = Mat { data: w.w1, row: c_first, col: 1 };
+            let out = MatMut { data: gx, row, col };
+            R::gemm((n, c, c_hidden), Mat::rows(gh, c_hidden), w1, out, R::ZERO, R::ONE);
+        });
     }
 }
 
