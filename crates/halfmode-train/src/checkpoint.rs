@@ -5,6 +5,7 @@
 
 use crate::{Corruption, Error, Result, atomic_write_with};
 use half::{bf16, f16};
+use halfmode_data::open_regular;
 use halfmode_nn::{ParamSpec, Parameter, Params};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Shape, Tensor, View};
@@ -327,12 +328,8 @@ pub fn read_named(path: impl AsRef<Path>) -> Result<(BTreeMap<String, Array>, Va
     let path = path.as_ref();
     let refused = |err| Error::read(path, err);
     let corrupt = |reason| Error::Corrupt { path: path.to_owned(), reason };
-    let mut file = File::open(path).map_err(refused)?;
-    let about = file.metadata().map_err(refused)?;
-    if about.is_dir() {
-        return Err(refused(std::io::ErrorKind::IsADirectory.into()));
-    }
-    let file_bytes = about.len();
+    let mut file = open_regular(path).map_err(refused)?;
+    let file_bytes = file.metadata().map_err(refused)?.len();
     if file_bytes < 8 {
         return Err(corrupt(Corruption::TooShort { bytes: file_bytes }));
     }

@@ -1,8 +1,9 @@
 //! Files of arrays, whatever their format: `.npz`, `.npy`, `.safetensors`, `.pt`.
 
 use crate::cli::error::{CliError, Exit};
+use crate::cli::memory;
 use halfmode::data::numpy::{npy_info, read_npy};
-use halfmode::data::{ArrayInfo, NpzFile, TorchFile};
+use halfmode::data::{ArrayInfo, NpzFile, TorchFile, open_regular};
 use halfmode::train::{Array, Values, read_named};
 use ndarray::{ArrayD, IxDyn};
 use std::collections::BTreeMap;
@@ -54,19 +55,24 @@ impl ArrayFile {
         let place = path.display().to_string();
         let refuse = |what: &str, why: String| CliError::new(Exit::Data, what).at(place.clone()).why(why);
         let mut start = Vec::new();
-        let opened = File::open(path).and_then(|file| file.take(8).read_to_end(&mut start));
+        let opened = open_regular(path).and_then(|file| file.take(8).read_to_end(&mut start));
         opened.map_err(|err| {
             let err = refuse("the file cannot be read", err.to_string());
             err.help(format!("halfmode data generate darcy --output {place}"))
         })?;
         let source = if start.starts_with(b"\x93NUMPY") {
             Source::Npy(npy_info(path)?)
+        } else if start.starts_with(b"PK") && path.extension().is_some_and(|extension| extension == "npz") {
+            Source::Npz(Box::new(NpzFile::open(path)?))
         } else if start.starts_with(b"PK") {
             match TorchFile::open(path)? {
                 Some(torch) => Source::Torch(Box::new(torch)),
                 None => Source::Npz(Box::new(NpzFile::open(path)?)),
             }
         } else {
+            let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
+            memory::check("the file", usize::try_from(bytes).unwrap_or(usize::MAX))
+                .map_err(|err| err.at(path.display().to_string()))?;
             match read_named(path) {
                 Ok((arrays, _)) => Source::Safetensors(arrays),
                 Err(err) if path.extension().is_some_and(|extension| extension == "safetensors") => {
@@ -99,8 +105,22 @@ impl ArrayFile {
         }
     }
 
+    /// Refuses an array that the memory cannot hold, with `width` bytes per value: a small archive may
+    /// unpack to any size.
+    fn check_memory(&mut self, name: &str, width: usize) -> Result<(), CliError> {
+        let info = match &mut self.source {
+            Source::Npz(npz) => npz.info(name)?,
+            Source::Torch(torch) => torch.info(name)?,
+            Source::Npy(info) => info.clone(),
+            Source::Safetensors(_) => return Ok(()),
+        };
+        memory::check(&format!("array `{name}`"), info.n_elements().saturating_mul(width))
+            .map_err(|err| err.at(self.path.display().to_string()))
+    }
+
     /// Type, shape and values of one array.
     pub(crate) fn read_f64(&mut self, name: &str) -> Result<(String, Vec<usize>, Vec<f64>), CliError> {
+        self.check_memory(name, 8)?;
         match &mut self.source {
             Source::Npz(npz) => {
                 let info = npz.info(name)?;
@@ -146,6 +166,7 @@ impl ArrayFile {
     /// One array in f32.
     pub(crate) fn read_f32(&mut self, key: Option<&str>) -> Result<(String, ArrayD<f32>), CliError> {
         let name = self.choose(key)?;
+        self.check_memory(&name, 8)?;
         let array = match &mut self.source {
             Source::Npz(npz) => npz.read::<f32>(&name)?,
             Source::Torch(torch) => torch.read::<f32>(&name)?,

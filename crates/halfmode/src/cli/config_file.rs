@@ -81,7 +81,12 @@ impl Loaded {
 
     /// An error of reading or making data, with a command that helps.
     pub(crate) fn explain_data(&self, err: JobError) -> CliError {
-        let help = match &self.config.data {
+        self.explain(err).or_help(self.data_help())
+    }
+
+    /// The command that looks at the data, or makes some.
+    fn data_help(&self) -> String {
+        match &self.config.data {
             DataConfig::Darcy(_) => "halfmode train darcy".to_owned(),
             DataConfig::File(file) => {
                 let missing = std::iter::once(&file.train).chain(&file.test).find(|path| !path.exists());
@@ -92,14 +97,17 @@ impl Loaded {
                     None => format!("halfmode data inspect {}", file.train.display()),
                 }
             }
-        };
-        self.explain(err).or_help(help)
+        }
     }
 
     /// The error with the place in the configuration that caused it.
     pub(crate) fn explain(&self, err: JobError) -> CliError {
         let key = config_key(&err).filter(|_| job_exit(&err) == Exit::Config);
-        let Some(key) = key else { return err.into() };
+        let Some(key) = key else {
+            let is_data = job_exit(&err) == Exit::Data;
+            let err = CliError::from(err);
+            return if is_data { err.or_help(self.data_help()) } else { err };
+        };
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         let what = match &err {
             JobError::Config { why, .. } => format!("{key}: {why}"),
@@ -140,7 +148,8 @@ pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliEr
     Ok(Loaded { config, name, run_dir, origin })
 }
 
-fn read(path: &Path, argument: &str) -> Result<String, CliError> {
+/// The text of a configuration.
+pub(crate) fn read(path: &Path, argument: &str) -> Result<String, CliError> {
     let refuse = |err: std::io::Error| {
         let missing = err.kind() == std::io::ErrorKind::NotFound;
         let what = if missing { "no such configuration" } else { "the configuration cannot be read" };
@@ -151,12 +160,16 @@ fn read(path: &Path, argument: &str) -> Result<String, CliError> {
         };
         CliError::new(Exit::Config, what).at(path.display().to_string()).why(why).help("halfmode train darcy")
     };
+    read_text(path).map_err(refuse)
+}
+
+/// A text of at most 64 KiB, from whatever gives bytes: pipes are welcome here.
+pub(crate) fn read_text(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(refuse)?;
-    let n_bytes = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(refuse)?;
+    let n_bytes = std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     if n_bytes as u64 > MAX_BYTES {
-        let err = CliError::new(Exit::Config, "the configuration is longer than 64 KiB").at(path.display().to_string());
-        return Err(err.why("it is probably not a configuration").help("halfmode train darcy"));
+        let why = "it is longer than 64 KiB, and so probably not a configuration";
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
     }
     Ok(text)
 }

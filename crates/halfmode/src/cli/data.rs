@@ -3,6 +3,7 @@
 use crate::cli::array_file::{ArrayFile, Kind};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::progress::DataWatch;
+use crate::cli::signals::Signals;
 use crate::cli::{Context, memory, text};
 use halfmode::data::numpy::{NpzArray, write_npz};
 use halfmode::data::{DarcyConfig, generate, write_pairs};
@@ -109,7 +110,11 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     let start = Instant::now();
     let watch = DataWatch::new(&context.output);
     let what = format!("darcy {0}x{0}", args.resolution);
-    let progress = |done: usize, n: usize| watch.report(&what, done, n);
+    let signals = Signals::listen()?;
+    let progress = |done: usize, n: usize| {
+        watch.report(&what, done, n);
+        signals.exit_if_asked(&context.output, "stopped before all samples were made: nothing is written");
+    };
     let pairs = generate(&config, NonZeroUsize::new(context.n_threads()), &progress)?;
     if let Some(folder) = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|err| {
@@ -119,7 +124,7 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     write_pairs(&args.output, &pairs)?;
     let seconds = start.elapsed().as_secs_f64();
     let object = json!({
-        "file": args.output,
+        "file": text::path(&args.output),
         "generator": "darcy",
         "config": config,
         "arrays": { "x": pairs.x().shape(), "y": pairs.y().shape() },
@@ -153,7 +158,7 @@ fn run_import(args: &ImportArgs, context: &Context) -> Result<Exit, CliError> {
     write_npz(&args.output, &named)?;
     let shapes: serde_json::Map<String, Value> =
         arrays.iter().map(|(name, array)| (name.clone(), json!(array.shape()))).collect();
-    let object = json!({ "file": args.output, "arrays": shapes });
+    let object = json!({ "file": text::path(&args.output), "arrays": shapes });
     context.output.result(object, || {
         let shapes = arrays.iter().map(|(name, array)| format!("{name} {:?}", array.shape()));
         format!("{}: {}, f32", args.output.display(), shapes.collect::<Vec<_>>().join(", "))
@@ -249,7 +254,7 @@ fn run_inspect(args: &InspectArgs, context: &Context) -> Result<Exit, CliError> 
         return Err(err);
     }
     let object = json!({
-        "file": args.file,
+        "file": text::path(&args.file),
         "kind": kind.name(),
         "arrays": rows.iter().map(Row::json).collect::<Vec<_>>(),
         "unreadable": unreadable.iter().map(|(name, err)| json!({ "name": name, "error": err.to_json() })).collect::<Vec<_>>(),

@@ -199,6 +199,12 @@ pub(crate) fn main() -> ExitCode {
             let code = if err.use_stderr() { Exit::Usage } else { Exit::Done };
             // Nothing can be said when the streams are closed.
             let _ = err.print();
+            if code == Exit::Usage && std::env::args_os().any(|word| word == "--json") {
+                let text = err.render().to_string();
+                let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                let err = CliError::new(code, what).help("halfmode --help");
+                Output::new("", true, Verbosity::Quiet, ColorChoice::Never).print_error(&err);
+            }
             return code.into();
         }
     };
@@ -214,9 +220,14 @@ pub(crate) fn main() -> ExitCode {
     };
     let output = Output::new(cli.command.name(), cli.global.json, verbosity, color);
     let context = Context { global: cli.global, output };
-    match run(&cli.command, &context) {
+    match signals::survive_file_limits().and_then(|()| run(&cli.command, &context)) {
         Ok(code) => code.into(),
         Err(err) => {
+            let help = match err.code {
+                Exit::Device => "halfmode doctor".to_owned(),
+                _ => format!("halfmode {} --help", cli.command.name()),
+            };
+            let err = err.or_help(help);
             context.output.error(&err);
             err.code.into()
         }
