@@ -117,6 +117,28 @@ fn inspect_counts_what_f16_would_lose() {
 }
 
 #[test]
+fn a_checkpoint_can_be_looked_into() {
+    let folder = Folder::tiny("look");
+    folder.run("train tiny.toml --plots 0").ok();
+    let object = folder.json("inspect runs/tiny/checkpoints/latest");
+    assert_eq!((&object["command"], &object["kind"]), (&json!("inspect"), &json!("safetensors")));
+    let model = &object["model"];
+    assert_eq!((&model["epoch"], &model["step"], &model["config"]["n_layers"]), (&json!(2), &json!(8), &json!(2)));
+    assert_eq!(model["precision"]["preset"], "mixed");
+    let rows = object["arrays"].as_array().unwrap();
+    let weight = rows.iter().find(|row| row["name"] == "lifting.fcs.0.weight").unwrap();
+    assert_eq!((&weight["shape"], &weight["dtype"]), (&json!([8, 3, 1]), &json!("f32")));
+    assert!(weight["absmax"].as_f64().unwrap() > 0.0);
+    has_keys(&weight["f16"], &["flushed_share", "subnormal_share", "overflow_share"]);
+    let text = folder.run("inspect runs/tiny/checkpoints/best").ok().stdout;
+    assert!(text.starts_with("model fno, trained in mixed f16\n") && text.contains("f16 subnormal"), "{text}");
+    // Data have no model.
+    folder.run("data generate darcy --n 2 --resolution 8 -o data.npz").ok();
+    let (top, data) = (folder.json("inspect data.npz"), folder.json("data inspect data.npz"));
+    assert_eq!((&top["arrays"], &top["model"]), (&data["arrays"], &Value::Null));
+}
+
+#[test]
 fn a_trained_model_evaluates_and_predicts() {
     let folder = Folder::tiny("use");
     folder.run("train tiny.toml --plots 0").ok();

@@ -6,6 +6,7 @@ use halfmode::data::numpy::{npy_info, read_npy};
 use halfmode::data::{ArrayInfo, NpzFile, TorchFile, open_regular};
 use halfmode::train::{Array, Values, read_named};
 use ndarray::{ArrayD, IxDyn};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -40,7 +41,7 @@ pub(crate) struct ArrayFile {
 enum Source {
     Npz(Box<NpzFile<BufReader<File>>>),
     Npy(ArrayInfo),
-    Safetensors(BTreeMap<String, Array>),
+    Safetensors(BTreeMap<String, Array>, Value),
     Torch(Box<TorchFile>),
 }
 
@@ -74,7 +75,7 @@ impl ArrayFile {
             memory::check("the file", usize::try_from(bytes).unwrap_or(usize::MAX))
                 .map_err(|err| err.at(path.display().to_string()))?;
             match read_named(path) {
-                Ok((arrays, _)) => Source::Safetensors(arrays),
+                Ok((arrays, metadata)) => Source::Safetensors(arrays, metadata),
                 Err(err) if path.extension().is_some_and(|extension| extension == "safetensors") => {
                     return Err(err.into());
                 }
@@ -88,8 +89,16 @@ impl ArrayFile {
         match self.source {
             Source::Npz(_) => Kind::Npz,
             Source::Npy(_) => Kind::Npy,
-            Source::Safetensors(_) => Kind::Safetensors,
+            Source::Safetensors(..) => Kind::Safetensors,
             Source::Torch(_) => Kind::Torch,
+        }
+    }
+
+    /// What halfmode wrote beside the tensors.
+    pub(crate) fn metadata(&self) -> Option<&Value> {
+        match &self.source {
+            Source::Safetensors(_, metadata) => Some(metadata).filter(|metadata| metadata.is_object()),
+            _ => None,
         }
     }
 
@@ -100,7 +109,7 @@ impl ArrayFile {
             Source::Npy(_) => {
                 vec![self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())]
             }
-            Source::Safetensors(arrays) => arrays.keys().cloned().collect(),
+            Source::Safetensors(arrays, _) => arrays.keys().cloned().collect(),
             Source::Torch(torch) => torch.keys(),
         }
     }
@@ -112,7 +121,7 @@ impl ArrayFile {
             Source::Npz(npz) => npz.info(name)?,
             Source::Torch(torch) => torch.info(name)?,
             Source::Npy(info) => info.clone(),
-            Source::Safetensors(_) => return Ok(()),
+            Source::Safetensors(..) => return Ok(()),
         };
         memory::check(&format!("array `{name}`"), info.n_elements().saturating_mul(width))
             .map_err(|err| err.at(self.path.display().to_string()))
@@ -136,7 +145,7 @@ impl ArrayFile {
                 let array = read_npy::<f64>(&self.path)?;
                 Ok((info.dtype.name().to_owned(), info.shape.clone(), array.into_raw_vec_and_offset().0))
             }
-            Source::Safetensors(arrays) => {
+            Source::Safetensors(arrays, _) => {
                 let array =
                     arrays.get(name).ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;
                 Ok((dtype_of(&array.values).to_owned(), array.shape.clone(), array.to_f64()))
@@ -171,7 +180,7 @@ impl ArrayFile {
             Source::Npz(npz) => npz.read::<f32>(&name)?,
             Source::Torch(torch) => torch.read::<f32>(&name)?,
             Source::Npy(_) => read_npy::<f32>(&self.path)?,
-            Source::Safetensors(arrays) => {
+            Source::Safetensors(arrays, _) => {
                 let array = arrays
                     .get(&name)
                     .ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;

@@ -9,6 +9,7 @@ mod environment;
 mod error;
 mod eval;
 mod import;
+mod inspect;
 mod memory;
 mod model_source;
 mod output;
@@ -133,6 +134,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Predicts outputs for the inputs in a file.
     Predict(predict::PredictArgs),
+    /// Tensors of a model, a checkpoint or a data set: shapes, ranges, and what f16 would lose of them.
+    Inspect(inspect::InspectArgs),
     /// Says what a job would cost, without running it.
     Plan(plan::PlanArgs),
     /// Measures.
@@ -150,6 +153,7 @@ impl Command {
             Command::Eval(_) => "eval",
             Command::Import(_) => "import neuraloperator",
             Command::Predict(_) => "predict",
+            Command::Inspect(_) => "inspect",
             Command::Plan(_) => "plan",
             Command::Bench(_) => "bench step",
             Command::Report(_) => "report",
@@ -247,6 +251,7 @@ fn run(command: &Command, context: &Context) -> Result<Exit, CliError> {
         Command::Eval(args) => eval::run(args, context),
         Command::Import(args) => import::run(args, context),
         Command::Predict(args) => predict::run(args, context),
+        Command::Inspect(args) => inspect::run(args, context),
         Command::Plan(args) => plan::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Report(args) => report::run(args, context),

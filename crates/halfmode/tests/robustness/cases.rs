@@ -162,7 +162,7 @@ const MACHINE: &str = "The machine";
 const PLAN: &str = "halfmode plan wrong.toml";
 const FILE: &str = "halfmode train file.toml --out other";
 const INSPECT: &str = "halfmode data inspect array.npy";
-const WEIGHTS: &str = "halfmode data inspect weights.safetensors";
+const WEIGHTS: &str = "halfmode inspect weights.safetensors";
 const EVAL: &str = "halfmode eval model.safetensors --resolution 16";
 const RESUME: &str = "halfmode train again --resume --plots 0";
 
