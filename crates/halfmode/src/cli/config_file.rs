@@ -390,6 +390,8 @@ pub(crate) fn differences(old: &JobConfig, new: &JobConfig) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
 
     fn args(config: &str, sets: &[&str]) -> ConfigArgs {
         ConfigArgs { config: config.to_owned(), sets: sets.iter().map(|&set| set.to_owned()).collect() }
@@ -447,5 +449,87 @@ mod tests {
         let mut new = old.clone();
         new.train.epochs = 30;
         assert_eq!(differences(&old, &new), ["train.epochs: 18 -> 30"]);
+    }
+
+    const TINY: &str = r#"seed = 3
+
+[data]
+kind = "darcy"
+n_train = 8
+n_test = 2
+resolution = 16
+test_resolutions = [16, 20]
+
+[model]
+kind = "fno"
+n_modes = [4, 4]
+hidden_channels = 4
+stabilizer = "tanh"
+
+[precision]
+preset = "mixed"
+transform = { storage = "f16", accumulate = "f32" }
+
+[train]
+epochs = 2
+loss = "h1"
+
+[scheduler]
+kind = "step"
+step_size = 5
+"#;
+
+    /// A legal configuration, or an error that says something and names a command.
+    fn try_text(text: &[u8], sets: &[&str]) -> bool {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let name = format!("halfmode-config-{}-{}.toml", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        let loaded = load(&args(&path.display().to_string(), sets), None);
+        std::fs::remove_file(&path).unwrap();
+        let checked = loaded.and_then(|loaded| loaded.validate().and_then(|_| loaded.shapes()));
+        let told = |err: &CliError| !err.what().is_empty() && err.to_json()["help"].is_string();
+        assert!(checked.as_ref().err().is_none_or(told), "{checked:?}");
+        checked.is_ok()
+    }
+
+    #[test]
+    fn the_text_that_is_changed_is_legal() {
+        assert!(try_text(TINY.as_bytes(), &[]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn changed_text_is_refused_or_used(
+            changes in prop::collection::vec((any::<Index>(), 0usize..4, "[-=\\[\\]{}\"'.,#a-z0-9_ \n\\\\é]{0,4}"), 1..5),
+        ) {
+            let mut text = TINY.as_bytes().to_vec();
+            for (at, n_removed, by) in changes {
+                let at = at.index(text.len());
+                let end = (at + n_removed).min(text.len());
+                text.splice(at..end, by.into_bytes());
+            }
+            try_text(&text, &[]);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_used(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            try_text(&bytes, &[]);
+        }
+
+        #[test]
+        fn any_set_is_refused_or_used(
+            table in prop::sample::select(&["data", "model", "precision", "train", "optimizer", "scheduler", "seed", ""][..]),
+            key in prop::sample::select(&["kind", "n_modes", "n_layers", "preset", "epochs", "betas", "transform", ""][..]),
+            value in prop_oneof!["\\PC{0,12}", "-?[0-9]{1,22}", "\\[[-0-9,. ]{0,9}\\]", "\\{[a-z=\"0-9, ]{0,20}\\}"],
+            equals in prop::sample::select(&["=", "", "==", ".="][..]),
+        ) {
+            try_text(TINY.as_bytes(), &[&format!("{table}.{key}{equals}{value}")]);
+            try_text(TINY.as_bytes(), &[&format!("{table}{equals}{value}")]);
+            try_text(TINY.as_bytes(), &[&value]);
+        }
     }
 }

@@ -22,6 +22,9 @@ pub(crate) struct PlanArgs {
 /// Scalars beyond which a job is refused without planning it: byte counts stay far from overflow.
 const MAX_SCALARS: f64 = (1u64 << 48) as f64;
 
+/// Layers beyond which a job is refused: a typing error would keep the planner busy for hours.
+const MAX_LAYERS: usize = 1024;
+
 /// Plans a job.
 pub(crate) fn make_plan(loaded: &Loaded, shapes: &DataShapes, threads: usize) -> Result<JobPlan, CliError> {
     check_size(&loaded.config)?;
@@ -31,6 +34,11 @@ pub(crate) fn make_plan(loaded: &Loaded, shapes: &DataShapes, threads: usize) ->
 /// Refuses models whose bytes no counter holds.
 fn check_size(config: &JobConfig) -> Result<(), CliError> {
     let fno = config.model.fno();
+    if fno.n_layers > MAX_LAYERS {
+        let what = format!("model.n_layers = {}: between 1 and {MAX_LAYERS}", fno.n_layers);
+        let err = CliError::new(Exit::Config, what).at("model.n_layers");
+        return Err(err.why("planning and training take every layer one by one").help("halfmode plan darcy"));
+    }
     let modes: f64 = fno.stored_modes().iter().map(|&n| n as f64).product();
     let width = fno.hidden_channels as f64;
     let ratios = fno.lifting_channel_ratio + fno.projection_channel_ratio + fno.channel_mlp_expansion;

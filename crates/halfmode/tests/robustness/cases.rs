@@ -196,6 +196,14 @@ pub(crate) const CASES: &[Case] = &[
     case(CONFIG, "more modes than the grid has", PLAN, 3, &["model.n_modes", "16 points"], |f| {
         toml(f, "n_modes = [4, 4]", "n_modes = [4, 40]")
     }),
+    case(
+        CONFIG,
+        "more layers than anyone has",
+        "halfmode plan tiny.toml --set model.n_layers=60000",
+        3,
+        &["between 1 and 1024"],
+        nothing,
+    ),
     case(CONFIG, "no modes", PLAN, 3, &["model.n_modes"], |f| toml(f, "n_modes = [4, 4]", "n_modes = []")),
     case(CONFIG, "seven axes for data of two", PLAN, 3, &["1 to 3 axes"], |f| {
         toml(f, "n_modes = [4, 4]", "n_modes = [2,2,2,2,2,2,2]")
