@@ -42,6 +42,32 @@ fn plan_compares_with_full() {
         assert!(text.contains(word), "no `{word}` in {text}");
     }
 
+    // Every preset, in both half formats: bytes by purpose and by op, and its own largest batch.
+    let precisions = object["precisions"].as_array().unwrap();
+    assert_eq!(precisions.len(), 7);
+    for column in precisions {
+        let keys = ["preset", "format", "legal", "peak_bytes", "by_purpose", "by_op", "largest_batch"];
+        has_keys(column, &keys);
+        let by_op: u64 = column["by_op"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+        assert_eq!(column["saved_bytes"], by_op);
+    }
+    let of = |preset: &str, format: &str, key: &str| {
+        let found = precisions.iter().find(|it| it["preset"] == preset && it["format"] == format);
+        found.unwrap()[key].as_u64().unwrap()
+    };
+    assert_eq!(of("full", "f16", "peak_bytes"), object["full"]["peak_bytes"].as_u64().unwrap());
+    assert_eq!(of("mixed", "f16", "peak_bytes"), object["configured"]["peak_bytes"].as_u64().unwrap());
+    assert_eq!(of("mixed", "bf16", "saved_bytes"), of("mixed", "f16", "saved_bytes"));
+    assert!(of("mixed", "f16", "saved_bytes") < of("full", "f16", "saved_bytes"));
+    let at = |memory: u64| folder.json(&format!("plan tiny.toml --set data.n_train=64 --memory {memory}"));
+    let batches = |object: &Value| -> Vec<u64> {
+        object["precisions"].as_array().unwrap().iter().map(|it| it["largest_batch"].as_u64().unwrap_or(0)).collect()
+    };
+    let wide = folder.json("plan tiny.toml --set data.n_train=64 --set train.batch_size=16");
+    let batches = batches(&at(wide["precisions"][0]["peak_bytes"].as_u64().unwrap()));
+    assert!(batches[0] == 16 && batches[0] < batches[2], "full {} mixed {}", batches[0], batches[2]);
+    assert!(folder.run("plan tiny.toml").ok().stdout.contains("kept by fno_block"));
+
     // The largest batch fits, one more does not.
     let peak = |batch: u64| {
         let object = folder.json(&format!("plan tiny.toml --set data.n_train=64 --set train.batch_size={batch}"));
@@ -78,6 +104,30 @@ fn bench_step_measures_what_plan_says() {
     assert_eq!(object["device_peak_bytes"], Value::Null);
     assert_eq!(object["n_parameters"], folder.json("plan tiny.toml")["n_parameters"]);
     assert!(folder.run("bench step tiny.toml --iterations 1").ok().stdout.contains("samples/s"));
+}
+
+#[test]
+fn kernels_are_timed_in_every_precision() {
+    let folder = Folder::new("kernels");
+    for kernel in ["transform", "contract"] {
+        let sizes = "--grid 16,12 --modes 6,4 --batch 2 --channels 3 --iterations 3";
+        let object = folder.json(&format!("bench {kernel} {sizes}"));
+        assert_eq!((&object["command"], &object["kernel"]), (&json!(format!("bench {kernel}")), &json!(kernel)));
+        let rows = object["rows"].as_array().unwrap();
+        let precisions: Vec<&str> = rows.iter().map(|row| row["precision"].as_str().unwrap()).collect();
+        assert_eq!(precisions, ["f32", "f16", "bf16"]);
+        for row in rows {
+            let number = |key: &str| row[key].as_f64().unwrap();
+            assert!(number("p10_ms") <= number("ms") && number("ms") <= number("p90_ms") && number("ms") > 0.0);
+        }
+        assert!(rows[1]["peak_bytes"].as_u64() < rows[0]["peak_bytes"].as_u64(), "{object}");
+        assert!(folder.run(&format!("bench {kernel} --iterations 1")).ok().stdout.contains("bf16"));
+        let large = "--grid 65536,65536 --modes 65536,32769 --channels 1024";
+        folder.run(&format!("bench {kernel} {large}")).exits(6).says(&["memory"]);
+    }
+    folder.run("bench transform --grid 8,8 --modes 9,2").exits(3).says(&["help: halfmode bench transform"]);
+    folder.run("bench transform --grid 8,8 --modes 4").exits(3);
+    folder.run("bench transform --grid 0,8").exits(2);
 }
 
 #[test]

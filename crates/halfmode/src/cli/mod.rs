@@ -2,6 +2,7 @@
 
 mod array_file;
 mod bench;
+mod bench_micro;
 mod config_file;
 mod data;
 mod doctor;
@@ -14,6 +15,7 @@ mod memory;
 mod model_source;
 mod output;
 mod plan;
+mod plan_precisions;
 mod predict;
 mod progress;
 mod report;
@@ -155,7 +157,7 @@ impl Command {
             Command::Predict(_) => "predict",
             Command::Inspect(_) => "inspect",
             Command::Plan(_) => "plan",
-            Command::Bench(_) => "bench step",
+            Command::Bench(args) => args.name(),
             Command::Report(_) => "report",
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::cli::config_file::{self, ConfigArgs, Loaded};
 use crate::cli::error::{CliError, Exit};
+use crate::cli::plan_precisions::{self, Column};
 use crate::cli::train::{grid_text, model_line, precision_line};
 use crate::cli::{Context, memory, text};
 use halfmode::autograd::MemoryReport;
@@ -89,6 +90,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
     let full = make_plan(&full, &shapes, threads)?;
     let memory = args.memory.or_else(memory::available);
     let batch = memory.and_then(|memory| largest_batch(&loaded.config, &shapes, threads, memory));
+    let columns = plan_precisions::columns(&loaded, &shapes, threads, memory);
     let ratio = configured.peak_activation_bytes() as f64 / full.peak_activation_bytes().max(1) as f64;
 
     let object = json!({
@@ -102,6 +104,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
         "full": plan_json(&full),
         "peak_activation_ratio": ratio,
         "saved": saved_json(&configured.saved),
+        "precisions": columns.iter().map(Column::json).collect::<Vec<_>>(),
         "memory_bytes": memory,
         "largest_batch": batch,
         "fits": memory.map(|memory| configured.peak_bytes() <= memory),
@@ -121,6 +124,8 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
             String::new(),
             format!("peak bytes by purpose ({threads} threads)"),
             memory_table(&policy.preset.to_string(), &configured, &full),
+            "in each precision".to_owned(),
+            plan_precisions::table(&columns),
             "kept for backward by one forward pass".to_owned(),
             saved_table(&configured.saved, context.output.is_verbose()),
             String::new(),
@@ -147,7 +152,7 @@ fn fit_line(memory: Option<usize>, batch: Option<usize>, n_train: usize) -> Stri
 }
 
 /// Each purpose's own peak, and those of the sums.
-fn plan_json(plan: &JobPlan) -> Value {
+pub(crate) fn plan_json(plan: &JobPlan) -> Value {
     let purposes = |stats: &MemoryStats| -> serde_json::Map<String, Value> {
         stats.iter().map(|(purpose, usage)| (purpose.name().to_owned(), usage.peak.into())).collect()
     };
