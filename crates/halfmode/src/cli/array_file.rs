@@ -63,6 +63,10 @@ impl ArrayFile {
         })?;
         let source = if start.starts_with(b"\x93NUMPY") {
             Source::Npy(npy_info(path)?)
+        } else if start.starts_with(b"\x89HDF") {
+            let convert = "with h5py.File('data.h5') as f: numpy.savez('data.npz', **{k: f[k][:] for k in f})";
+            let err = refuse("HDF5 files are not read", format!("convert it in Python: {convert}"));
+            return Err(err.help("halfmode data inspect data.npz"));
         } else if start.starts_with(b"PK") && path.extension().is_some_and(|extension| extension == "npz") {
             Source::Npz(Box::new(NpzFile::open(path)?))
         } else if start.starts_with(b"PK") {

@@ -2,7 +2,7 @@
 
 use crate::cli::error::{CliError, Exit, config_key, job_exit};
 use crate::cli::text::nearest;
-use halfmode::precision::PrecisionPolicy;
+use halfmode::precision::{PrecisionPolicy, Preset};
 use halfmode::train::job::{DataConfig, DataShapes, JobConfig, JobError, data_shapes};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,23 +16,8 @@ const PRESETS: [&str; 1] = ["darcy"];
 const MAX_BYTES: u64 = 1 << 16;
 
 /// Model keys of neuraloperator's that this version does not have.
-const PEER_KEYS: [&str; 15] = [
-    "norm",
-    "norm_groups",
-    "use_channel_mlp",
-    "channel_mlp_skip",
-    "fno_skip",
-    "preactivation",
-    "factorization",
-    "rank",
-    "implementation",
-    "separable",
-    "max_n_modes",
-    "resolution_scaling_factor",
-    "domain_padding",
-    "complex_data",
-    "enforce_hermitian_symmetry",
-];
+const PEER_KEYS: [&str; 6] =
+    ["norm_groups", "factorization", "rank", "implementation", "complex_data", "enforce_hermitian_symmetry"];
 
 /// What configures a job: shared by `train`, `plan` and `bench`.
 #[derive(Clone, Debug, clap::Args)]
@@ -144,6 +129,7 @@ pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliEr
         table.insert("seed".to_owned(), Value::Integer(seed as i64));
         origin.sets.push((vec!["seed".to_owned()], format!("--seed {seed}")));
     }
+    spread_preset(&mut table);
     let config = table.clone().try_into::<JobConfig>().map_err(|err| origin.refuse(&table, err.message()))?;
     Ok(Loaded { config, name, run_dir, origin })
 }
@@ -172,6 +158,17 @@ pub(crate) fn read_text(path: &Path) -> std::io::Result<String> {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
     }
     Ok(text)
+}
+
+/// A table of formats as `precision.preset` is what departs from `full`.
+fn spread_preset(table: &mut Table) {
+    let Some(Value::Table(precision)) = table.get_mut("precision") else { return };
+    let full = Value::String(Preset::Full.to_string());
+    match precision.insert("preset".to_owned(), full) {
+        Some(Value::Table(formats)) => precision.extend(formats),
+        Some(name) => _ = precision.insert("preset".to_owned(), name),
+        None => _ = precision.remove("preset"),
+    }
 }
 
 /// Puts `KEY=VALUE` into the table and returns the key's path.
@@ -411,6 +408,17 @@ mod tests {
         assert_eq!(config.model.fno().n_modes, [8, 8]);
         let quoted = load(&args("darcy", &["precision.saved_overrides.\"linear.x\"=f32"]), None).expect("is legal");
         assert_eq!(quoted.config.precision.saved_overrides.len(), 1);
+    }
+
+    #[test]
+    fn a_preset_may_be_a_table_of_formats() {
+        let set = "precision.preset={pointwise={storage=\"bf16\",accumulate=\"f32\"}, saved=\"bf16\"}";
+        let loaded = load(&args("darcy", &[set]), None).expect("is legal");
+        let policy = loaded.validate().expect("is legal");
+        let formats = [policy.pointwise.storage, policy.saved, policy.transform.storage].map(|it| it.to_string());
+        assert_eq!((policy.preset, formats.join(" ")), (Preset::Full, "bf16 bf16 f32".to_owned()));
+        let text = refused(&["precision.preset={transfrom=\"f16\"}"]);
+        assert!(text.contains("unknown key `transfrom`") && text.contains("`transform`"), "{text}");
     }
 
     #[test]

@@ -367,6 +367,9 @@ pub(crate) const CASES: &[Case] = &[
         nothing,
     ),
     case(FILES, "missing file", "halfmode data inspect none.npz", 4, &["none.npz"], nothing),
+    case(FILES, ".h5", "halfmode data import data.h5 -o data.npz", 4, &["HDF5", "numpy.savez"], |f| {
+        bytes(f, "data.h5", b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0")
+    }),
     case(FILES, "empty file", "halfmode data inspect empty", 4, &["empty"], nothing),
     case(FILES, "text", "halfmode data inspect noise", 4, &["no .npz, .npy, .safetensors or .pt"], nothing),
     case(FILES, "a folder", "halfmode data inspect folder", 4, &["directory"], nothing),
