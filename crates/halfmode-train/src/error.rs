@@ -212,6 +212,9 @@ pub enum Corruption {
         /// Bytes after the header.
         found: u64,
     },
+    /// Metadata or scalars are not those that were written.
+    #[error("its contents do not match their checksum")]
+    Checksum,
     /// The metadata of this library is not JSON.
     #[error("its `halfmode` metadata cannot be read: {0}")]
     Metadata(serde_json::Error),

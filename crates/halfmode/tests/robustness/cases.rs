@@ -708,6 +708,14 @@ pub(crate) const CASES: &[Case] = &[
             cut(f, "again/checkpoints/step-00000008.safetensors", "again/checkpoints/step-00000008.safetensors")
         },
     ),
+    case(RUN, "a turned bit in the newest checkpoint", RESUME, 7, &["checksum", "--resume-from"], |f| {
+        again(f);
+        let latest = f.join("again/checkpoints/latest");
+        let mut file = std::fs::read(&latest).unwrap();
+        let last = file.len() - 1;
+        file[last] ^= 1;
+        std::fs::write(&latest, file).unwrap();
+    }),
     case(
         RUN,
         "an older checkpoint instead",
