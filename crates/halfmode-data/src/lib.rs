@@ -18,9 +18,10 @@ mod pairs_file;
 mod pickle;
 mod random;
 mod real;
+mod regular_file;
 mod torch_file;
 
-pub use atomic_file::write_atomically;
+pub use atomic_file::{is_temporary, remove_leftovers, write_atomically};
 pub use cache::{CacheOutcome, CacheWarning, Generator, load_or_generate};
 pub use darcy::{DarcyConfig, generate};
 pub use darcy_pt::{DarcyPt, Split};
@@ -34,4 +35,5 @@ pub use npz::NpzFile;
 pub use pairs_file::{ChannelLayout, read_pairs, write_pairs};
 pub use random::shuffled;
 pub use real::Real;
+pub use regular_file::open_regular;
 pub use torch_file::TorchFile;

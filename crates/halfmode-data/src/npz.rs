@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::npy_header::{ArrayInfo, read_header};
 use crate::numpy::read_data;
 use crate::real::Real;
+use crate::regular_file::open_regular;
 
 /// An open `.npz` archive, stored or deflated (`np.savez`, `np.savez_compressed`).
 pub struct NpzFile<R> {
@@ -35,7 +36,7 @@ impl NpzFile<BufReader<File>> {
     /// # Errors
     /// [`Error::Io`], [`Error::Archive`].
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
+        let file = open_regular(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
         Self::from_reader(BufReader::new(file), path)
     }
 }

@@ -4,7 +4,7 @@
 //! For `.npz` archives see [`NpzFile`](crate::NpzFile) and [`write_npz`].
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use half::f16;
@@ -15,6 +15,7 @@ use crate::atomic_file::write_atomically;
 use crate::error::{Error, Result};
 use crate::npy_header::{ArrayInfo, NumpyType, read_header};
 use crate::real::Real;
+use crate::regular_file::open_regular;
 
 /// Bytes converted at a time; a multiple of every element size.
 const CHUNK: usize = 1 << 16;
@@ -73,7 +74,8 @@ pub enum NpzArray<'a> {
 /// [`Error::Io`]; an existing file is then unchanged.
 pub fn write_npz(path: &Path, arrays: &[(&str, NpzArray<'_>)]) -> Result<()> {
     let fill = |writer: &mut BufWriter<File>| {
-        let mut npz = NpzWriter::new(&mut *writer);
+        let mut writer = FirstError { writer: &mut *writer, error: None };
+        let mut npz = NpzWriter::new(&mut writer);
         for (name, array) in arrays {
             match array {
                 NpzArray::F32(a) => npz.add_array(*name, &dense(a)),
@@ -82,10 +84,50 @@ pub fn write_npz(path: &Path, arrays: &[(&str, NpzArray<'_>)]) -> Result<()> {
             }
             .map_err(|error| write_error(path, npz_to_io(error)))?;
         }
-        let writer = npz.finish().map_err(|error| write_error(path, npz_to_io(error)))?;
-        writer.flush().map_err(|source| write_error(path, source))
+        let finished = npz.finish().map(|_| ()).map_err(npz_to_io);
+        let outcome = writer.error.take().map_or(finished, Err).and_then(|()| writer.writer.flush());
+        outcome.map_err(|source| write_error(path, source))
     };
     write_atomically(path, fill, |source| write_error(path, source))
+}
+
+/// A writer that keeps its first error and then takes everything: the zip layer answers an error by
+/// finishing the archive, and talks on stderr when that fails, too.
+struct FirstError<'a> {
+    writer: &'a mut BufWriter<File>,
+    error: Option<std::io::Error>,
+}
+
+impl FirstError<'_> {
+    fn attempt<T>(
+        &mut self,
+        otherwise: T,
+        action: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<T>,
+    ) -> std::io::Result<T> {
+        if self.error.is_some() {
+            return Ok(otherwise);
+        }
+        Ok(action(self.writer).unwrap_or_else(|error| {
+            self.error = Some(error);
+            otherwise
+        }))
+    }
+}
+
+impl Write for FirstError<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.attempt(bytes.len(), |writer| writer.write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.attempt((), Write::flush)
+    }
+}
+
+impl Seek for FirstError<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.attempt(0, |writer| writer.seek(to))
+    }
 }
 
 /// The array in row-major order with the strides that its shape alone implies. Axes of length 0 or 1
@@ -121,12 +163,12 @@ fn npz_to_io(error: WriteNpzError) -> std::io::Error {
 fn open(path: &Path) -> Result<(BufReader<File>, ArrayInfo, String)> {
     let origin = format!("`{}`", path.display());
     let io = |source| Error::Io { action: "open", path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
+    let file = open_regular(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     let mut reader = BufReader::new(file);
     let info = read_header(&mut reader, &origin)?;
     let found = metadata.len().saturating_sub(info.header_bytes);
-    if metadata.is_file() && found < info.n_bytes() {
+    if found < info.n_bytes() {
         return Err(Error::Truncated { origin, expected: info.n_bytes(), found });
     }
     Ok((reader, info, origin))

@@ -13,6 +13,7 @@ use crate::npy_header::{ArrayInfo, NumpyType};
 use crate::numpy::read_data;
 use crate::pickle::{self, TensorRef, Value};
 use crate::real::Real;
+use crate::regular_file::open_regular;
 
 /// An open file of `torch.save` (the zip format, torch 1.6 and later): a tensor, or a dictionary or
 /// list of tensors, nested ones under dotted names. Nothing in the file is run.
@@ -44,7 +45,7 @@ impl TorchFile {
     /// [`Error::Io`], [`Error::Torch`].
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let refuse = |reason: String| Error::Torch { path: path.to_owned(), reason };
-        let file = File::open(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
+        let file = open_regular(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
         let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|err| refuse(err.to_string()))?;
         let Some(name) = archive.file_names().find(|name| name.ends_with("/data.pkl")).map(str::to_owned) else {
             return Ok(None);

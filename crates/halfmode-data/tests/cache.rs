@@ -126,3 +126,30 @@ fn errors_of_the_generator_come_through() {
     let config = DarcyConfig::new(0, 8, 1);
     assert!(load_or_generate(&config, &folder.0, None, &|_, _| {}).is_err());
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 128, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever stands in a cache file, the data are those of the generator.
+    #[test]
+    fn damaged_files_never_become_data(
+        changes in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0u8..), 0..4),
+        cut in proptest::option::of(proptest::prelude::any::<proptest::sample::Index>()),
+    ) {
+        let folder = Folder::new("fuzz");
+        let config = DarcyConfig::new(1, 4, 1);
+        let (want, _) = load_or_generate(&config, &folder.0, None, &|_, _| {}).unwrap();
+        let path = cache_path(&config, &folder.0).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        fs::write(&path, &bytes).unwrap();
+        let (got, _) = load_or_generate(&config, &folder.0, None, &|_, _| {}).unwrap();
+        proptest::prop_assert_eq!(got, want);
+    }
+}

@@ -5,12 +5,14 @@
 
 use crate::{Corruption, Error, Result, atomic_write_with};
 use half::{bf16, f16};
+use halfmode_data::open_regular;
 use halfmode_nn::{ParamSpec, Parameter, Params};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Shape, Tensor, View};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -19,6 +21,8 @@ use std::path::Path;
 
 /// The key of this library's JSON in the file's metadata.
 const KEY: &str = "halfmode";
+/// The key of the checksum there.
+const CHECKSUM: &str = "halfmode.sha256";
 /// Longest header that is read: some hundred thousand tensors.
 const MAX_HEADER_BYTES: u64 = 1 << 25;
 /// Scalars that are converted from and to bytes at a time.
@@ -238,23 +242,61 @@ pub fn write_named(path: impl AsRef<Path>, entries: &[Entry<'_>], metadata: &Val
     // Wide scalars first keep all of them aligned in the file.
     let mut order: Vec<&Entry<'_>> = entries.iter().collect();
     order.sort_by_key(|entry| (std::cmp::Reverse(entry.scalars().precision().bytes()), &entry.name));
-    let header = header(&order, metadata)?;
+    let text = serde_json::to_string(metadata).map_err(to_json)?;
+    let mut checksum = Checksum::of(&text);
+    for entry in &order {
+        checksum.begin(&entry.name);
+        put_entry(entry, &mut |bytes| {
+            checksum.add(bytes);
+            Ok(())
+        })?;
+    }
+    let header = header(&order, text, checksum.hex())?;
     atomic_write_with(path, |file| {
         let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(|err| Error::write(path, err));
         put(&(header.len() as u64).to_le_bytes())?;
         put(&header)?;
-        for entry in order {
-            let mut bytes = Vec::with_capacity(8 * CHUNK);
-            match entry.source {
-                Source::View(view) => put_scalars(view, &mut bytes, &mut put)?,
-                _ => put_scalars(entry.in_file_order().view(), &mut bytes, &mut put)?,
-            }
-        }
-        Ok(())
+        order.into_iter().try_for_each(|entry| put_entry(entry, &mut put))
     })
 }
 
-fn header(entries: &[&Entry<'_>], metadata: &Value) -> Result<Vec<u8>> {
+/// SHA-256 of metadata, names and scalars: a bit that a disk has turned is noticed.
+struct Checksum(Sha256);
+
+impl Checksum {
+    /// Of the metadata's text, so far.
+    fn of(metadata: &str) -> Self {
+        Checksum(Sha256::new_with_prefix(metadata))
+    }
+
+    /// A tensor comes next.
+    fn begin(&mut self, name: &str) {
+        self.0.update((name.len() as u64).to_le_bytes());
+        self.0.update(name);
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn hex(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn to_json(source: serde_json::Error) -> Error {
+    Error::ToJson { what: "the header of a checkpoint", source }
+}
+
+fn put_entry(entry: &Entry<'_>, put: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut bytes = Vec::with_capacity(8 * CHUNK);
+    match entry.source {
+        Source::View(view) => put_scalars(view, &mut bytes, put),
+        _ => put_scalars(entry.in_file_order().view(), &mut bytes, put),
+    }
+}
+
+fn header(entries: &[&Entry<'_>], text: String, checksum: String) -> Result<Vec<u8>> {
     let mut infos: Vec<(String, TensorInfo)> = Vec::with_capacity(entries.len());
     let mut names = std::collections::HashSet::new();
     let mut end = 0;
@@ -277,12 +319,12 @@ fn header(entries: &[&Entry<'_>], metadata: &Value) -> Result<Vec<u8>> {
         end += scalars.len() * scalars.precision().bytes();
         infos.push((entry.name.clone(), TensorInfo { dtype, shape: entry.shape.clone(), data_offsets: (start, end) }));
     }
-    let to_json = |source| Error::ToJson { what: "the header of a checkpoint", source };
-    let text = serde_json::to_string(metadata).map_err(to_json)?;
     // Offsets and shapes were just made to fit, so the only failure left is a bug of ours; it is
     // reported as one of JSON rather than hidden.
-    let metadata = Metadata::new(Some(HashMap::from([(KEY.to_owned(), text)])), infos)
-        .map_err(|err| to_json(serde::ser::Error::custom(err)))?;
+    let about = HashMap::from([(KEY.to_owned(), text), (CHECKSUM.to_owned(), checksum)]);
+    let metadata = Metadata::new(Some(about), infos).map_err(|err| to_json(serde::ser::Error::custom(err)))?;
+    // A value has its keys in order; the map of the metadata has them in any.
+    let metadata = serde_json::to_value(&metadata).map_err(to_json)?;
     let mut header = serde_json::to_vec(&metadata).map_err(to_json)?;
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
@@ -327,12 +369,8 @@ pub fn read_named(path: impl AsRef<Path>) -> Result<(BTreeMap<String, Array>, Va
     let path = path.as_ref();
     let refused = |err| Error::read(path, err);
     let corrupt = |reason| Error::Corrupt { path: path.to_owned(), reason };
-    let mut file = File::open(path).map_err(refused)?;
-    let about = file.metadata().map_err(refused)?;
-    if about.is_dir() {
-        return Err(refused(std::io::ErrorKind::IsADirectory.into()));
-    }
-    let file_bytes = about.len();
+    let mut file = open_regular(path).map_err(refused)?;
+    let file_bytes = file.metadata().map_err(refused)?.len();
     if file_bytes < 8 {
         return Err(corrupt(Corruption::TooShort { bytes: file_bytes }));
     }
@@ -351,20 +389,27 @@ pub fn read_named(path: impl AsRef<Path>) -> Result<(BTreeMap<String, Array>, Va
     if expected != found {
         return Err(corrupt(Corruption::DataLength { expected, found }));
     }
+    let about = |key: &str| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
+    let text = about(KEY);
+    let mut checksum = Checksum::of(text.map_or("", String::as_str));
     let mut arrays = BTreeMap::new();
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else { continue };
-        let array = read_array(path, &mut file, &name, info)?;
+        checksum.begin(&name);
+        let array = read_array(path, &mut file, &name, info, &mut checksum)?;
         arrays.insert(name, array);
     }
-    let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+    // Files from elsewhere have none.
+    if about(CHECKSUM).is_some_and(|written| *written != checksum.hex()) {
+        return Err(corrupt(Corruption::Checksum));
+    }
     let metadata = text.map(|text| serde_json::from_str(text)).transpose();
     Ok((arrays, metadata.map_err(|err| corrupt(Corruption::Metadata(err)))?.unwrap_or(Value::Null)))
 }
 
-fn read_array(path: &Path, file: &mut File, name: &str, info: &TensorInfo) -> Result<Array> {
+fn read_array(path: &Path, file: &mut File, name: &str, info: &TensorInfo, checksum: &mut Checksum) -> Result<Array> {
     let bytes = info.data_offsets.1 - info.data_offsets.0;
-    let reader = Scalars { path, name, bytes, file };
+    let reader = Scalars { path, name, bytes, file, checksum };
     let mut shape = info.shape.clone();
     let values = match info.dtype {
         Dtype::F64 => Values::F64(reader.read(f64::from_le_bytes)?),
@@ -388,11 +433,12 @@ struct Scalars<'a> {
     name: &'a str,
     bytes: usize,
     file: &'a mut File,
+    checksum: &'a mut Checksum,
 }
 
 impl Scalars<'_> {
     fn read<T, const N: usize>(self, from: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
-        let Scalars { path, name, bytes, file } = self;
+        let Scalars { path, name, bytes, file, checksum } = self;
         let mut values = Vec::new();
         if values.try_reserve_exact(bytes / N).is_err() {
             let reason = Corruption::TooLarge { name: name.to_owned(), bytes };
@@ -403,6 +449,7 @@ impl Scalars<'_> {
         while left > 0 {
             let piece = &mut buffer[..left.min(N * CHUNK)];
             file.read_exact(piece).map_err(|err| Error::read(path, err))?;
+            checksum.add(piece);
             let (scalars, _) = piece.as_chunks::<N>();
             values.extend(scalars.iter().map(|bytes| from(*bytes)));
             left -= piece.len();

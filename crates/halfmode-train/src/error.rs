@@ -99,8 +99,8 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// The disk, or the share of it that the user may fill, is full.
-    #[error("cannot write {}: no space left on the disk; what was there before is untouched", path.display())]
+    /// The disk, or the share of it that the user may fill, is full, or a limit on the size of files is reached.
+    #[error("cannot write {}: no space left ({source}); what was there before is untouched", path.display())]
     DiskFull {
         /// The file.
         path: PathBuf,
@@ -212,6 +212,9 @@ pub enum Corruption {
         /// Bytes after the header.
         found: u64,
     },
+    /// Metadata or scalars are not those that were written.
+    #[error("its contents do not match their checksum")]
+    Checksum,
     /// The metadata of this library is not JSON.
     #[error("its `halfmode` metadata cannot be read: {0}")]
     Metadata(serde_json::Error),
@@ -240,7 +243,9 @@ impl Error {
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::DiskFull { path, source },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Error::DiskFull { path, source }
+            }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Error::NotWritable { path, source },
             _ => Error::Io { action: "write", path, source },
         }
@@ -260,6 +265,7 @@ mod tests {
         let of = |kind: io::ErrorKind| Error::write(Path::new("run/latest"), kind.into());
         assert!(matches!(of(io::ErrorKind::StorageFull), Error::DiskFull { .. }));
         assert!(matches!(of(io::ErrorKind::QuotaExceeded), Error::DiskFull { .. }));
+        assert!(matches!(of(io::ErrorKind::FileTooLarge), Error::DiskFull { .. }));
         assert!(matches!(of(io::ErrorKind::PermissionDenied), Error::NotWritable { .. }));
         assert!(matches!(of(io::ErrorKind::ReadOnlyFilesystem), Error::NotWritable { .. }));
         assert!(matches!(of(io::ErrorKind::NotFound), Error::Io { .. }));

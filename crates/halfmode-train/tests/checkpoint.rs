@@ -147,6 +147,25 @@ fn what_cannot_be_written_is_refused_and_keeps_the_old_file() {
 }
 
 #[test]
+fn every_turned_bit_of_the_data_is_noticed() {
+    let bytes = sample_file();
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    assert!(start < bytes.len());
+    for at in start..bytes.len() {
+        let mut turned = bytes.clone();
+        turned[at] ^= 1 << (at % 8);
+        let outcome = read_named(&Scratch::with(&turned).0);
+        assert!(matches!(outcome, Err(Error::Corrupt { reason: Corruption::Checksum, .. })), "byte {at}");
+    }
+    // So is a digit of the metadata.
+    let mut turned = bytes.clone();
+    let digit = bytes.windows(3).position(|part| part == b"0.1").unwrap() + 2;
+    turned[digit] = b'2';
+    let outcome = read_named(&Scratch::with(&turned).0);
+    assert!(matches!(outcome, Err(Error::Corrupt { reason: Corruption::Checksum, .. })), "{outcome:?}");
+}
+
+#[test]
 fn hostile_headers_are_typed_errors() {
     let corruption = |file: &Scratch| match read_named(&file.0) {
         Err(Error::Corrupt { reason, .. }) => reason,

@@ -42,6 +42,32 @@ fn plan_compares_with_full() {
         assert!(text.contains(word), "no `{word}` in {text}");
     }
 
+    // Every preset, in both half formats: bytes by purpose and by op, and its own largest batch.
+    let precisions = object["precisions"].as_array().unwrap();
+    assert_eq!(precisions.len(), 7);
+    for column in precisions {
+        let keys = ["preset", "format", "legal", "peak_bytes", "by_purpose", "by_op", "largest_batch"];
+        has_keys(column, &keys);
+        let by_op: u64 = column["by_op"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+        assert_eq!(column["saved_bytes"], by_op);
+    }
+    let of = |preset: &str, format: &str, key: &str| {
+        let found = precisions.iter().find(|it| it["preset"] == preset && it["format"] == format);
+        found.unwrap()[key].as_u64().unwrap()
+    };
+    assert_eq!(of("full", "f16", "peak_bytes"), object["full"]["peak_bytes"].as_u64().unwrap());
+    assert_eq!(of("mixed", "f16", "peak_bytes"), object["configured"]["peak_bytes"].as_u64().unwrap());
+    assert_eq!(of("mixed", "bf16", "saved_bytes"), of("mixed", "f16", "saved_bytes"));
+    assert!(of("mixed", "f16", "saved_bytes") < of("full", "f16", "saved_bytes"));
+    let at = |memory: u64| folder.json(&format!("plan tiny.toml --set data.n_train=64 --memory {memory}"));
+    let batches = |object: &Value| -> Vec<u64> {
+        object["precisions"].as_array().unwrap().iter().map(|it| it["largest_batch"].as_u64().unwrap_or(0)).collect()
+    };
+    let wide = folder.json("plan tiny.toml --set data.n_train=64 --set train.batch_size=16");
+    let batches = batches(&at(wide["precisions"][0]["peak_bytes"].as_u64().unwrap()));
+    assert!(batches[0] == 16 && batches[0] < batches[2], "full {} mixed {}", batches[0], batches[2]);
+    assert!(folder.run("plan tiny.toml").ok().stdout.contains("kept by fno_block"));
+
     // The largest batch fits, one more does not.
     let peak = |batch: u64| {
         let object = folder.json(&format!("plan tiny.toml --set data.n_train=64 --set train.batch_size={batch}"));
@@ -81,6 +107,30 @@ fn bench_step_measures_what_plan_says() {
 }
 
 #[test]
+fn kernels_are_timed_in_every_precision() {
+    let folder = Folder::new("kernels");
+    for kernel in ["transform", "contract"] {
+        let sizes = "--grid 16,12 --modes 6,4 --batch 2 --channels 3 --iterations 3";
+        let object = folder.json(&format!("bench {kernel} {sizes}"));
+        assert_eq!((&object["command"], &object["kernel"]), (&json!(format!("bench {kernel}")), &json!(kernel)));
+        let rows = object["rows"].as_array().unwrap();
+        let precisions: Vec<&str> = rows.iter().map(|row| row["precision"].as_str().unwrap()).collect();
+        assert_eq!(precisions, ["f32", "f16", "bf16"]);
+        for row in rows {
+            let number = |key: &str| row[key].as_f64().unwrap();
+            assert!(number("p10_ms") <= number("ms") && number("ms") <= number("p90_ms") && number("ms") > 0.0);
+        }
+        assert!(rows[1]["peak_bytes"].as_u64() < rows[0]["peak_bytes"].as_u64(), "{object}");
+        assert!(folder.run(&format!("bench {kernel} --iterations 1")).ok().stdout.contains("bf16"));
+        let large = "--grid 65536,65536 --modes 65536,32769 --channels 1024";
+        folder.run(&format!("bench {kernel} {large}")).exits(6).says(&["memory"]);
+    }
+    folder.run("bench transform --grid 8,8 --modes 9,2").exits(3).says(&["help: halfmode bench transform"]);
+    folder.run("bench transform --grid 8,8 --modes 4").exits(3);
+    folder.run("bench transform --grid 0,8").exits(2);
+}
+
+#[test]
 fn generated_data_repeats_at_any_number_of_threads() {
     let folder = Folder::new("generate");
     let line = "data generate darcy --n 3 --resolution 12 --seed 7";
@@ -114,6 +164,28 @@ fn inspect_counts_what_f16_would_lose() {
     write_named(folder.join("b.safetensors"), &[entry], &Value::Null).unwrap();
     assert_eq!(folder.json("data inspect b.safetensors")["arrays"][0]["shape"], json!([1, 2]));
     assert!(folder.run("data inspect a.npy").ok().stdout.contains("f16 flushed"));
+}
+
+#[test]
+fn a_checkpoint_can_be_looked_into() {
+    let folder = Folder::tiny("look");
+    folder.run("train tiny.toml --plots 0").ok();
+    let object = folder.json("inspect runs/tiny/checkpoints/latest");
+    assert_eq!((&object["command"], &object["kind"]), (&json!("inspect"), &json!("safetensors")));
+    let model = &object["model"];
+    assert_eq!((&model["epoch"], &model["step"], &model["config"]["n_layers"]), (&json!(2), &json!(8), &json!(2)));
+    assert_eq!(model["precision"]["preset"], "mixed");
+    let rows = object["arrays"].as_array().unwrap();
+    let weight = rows.iter().find(|row| row["name"] == "lifting.fcs.0.weight").unwrap();
+    assert_eq!((&weight["shape"], &weight["dtype"]), (&json!([8, 3, 1]), &json!("f32")));
+    assert!(weight["absmax"].as_f64().unwrap() > 0.0);
+    has_keys(&weight["f16"], &["flushed_share", "subnormal_share", "overflow_share"]);
+    let text = folder.run("inspect runs/tiny/checkpoints/best").ok().stdout;
+    assert!(text.starts_with("model fno, trained in mixed f16\n") && text.contains("f16 subnormal"), "{text}");
+    // Data have no model.
+    folder.run("data generate darcy --n 2 --resolution 8 -o data.npz").ok();
+    let (top, data) = (folder.json("inspect data.npz"), folder.json("data inspect data.npz"));
+    assert_eq!((&top["arrays"], &top["model"]), (&data["arrays"], &Value::Null));
 }
 
 #[test]

@@ -4,33 +4,11 @@
 
 mod common;
 
-use common::{Done, Folder, has_keys};
-use halfmode::train::{read_metrics, read_named};
+use common::{Done, Folder, assert_same_run, has_keys, latest};
+use halfmode::train::read_metrics;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::Command;
-
-/// The tensors and the state of a run's newest checkpoint, without the time it took.
-fn latest(run: &Path) -> (Vec<(String, Vec<u64>)>, Value) {
-    let (arrays, metadata) = read_named(run.join("checkpoints/latest")).unwrap();
-    let bits = |values: Vec<f64>| values.into_iter().map(f64::to_bits).collect();
-    let arrays = arrays.into_iter().map(|(name, array)| (name, bits(array.to_f64()))).collect();
-    let mut state = metadata["state"].clone();
-    assert!(state.as_object_mut().unwrap().remove("seconds").is_some());
-    (arrays, state)
-}
-
-#[track_caller]
-fn assert_same_run(a: &Path, b: &Path) {
-    let (a, b) = (latest(a), latest(b));
-    assert_eq!(a.1, b.1);
-    let names = |it: &(Vec<(String, Vec<u64>)>, Value)| it.0.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-    assert_eq!(names(&a), names(&b));
-    for ((name, a), (_, b)) in a.0.iter().zip(&b.0) {
-        assert!(a == b, "{name} differs");
-    }
-}
 
 #[test]
 fn a_run_leaves_its_directory() {

@@ -51,11 +51,21 @@ pub enum JobError {
         /// The directory.
         path: PathBuf,
     },
-    /// There is nothing to resume.
-    #[error("{} holds no checkpoint to resume from", path.display())]
-    NothingToResume {
+    /// Another process writes to the run directory.
+    #[error("another process trains in {}", path.display())]
+    OutInUse {
         /// The directory.
         path: PathBuf,
+    },
+    /// The checkpoint to go on from cannot be used.
+    #[error("cannot go on from {}: {why}", path.display())]
+    Resume {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// The newest other checkpoint of the run that can be used.
+        older: Option<PathBuf>,
     },
     /// A model or checkpoint cannot be read or does not fit.
     #[error("{}: {why}", path.display())]

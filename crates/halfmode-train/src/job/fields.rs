@@ -1,6 +1,6 @@
 //! Samples: loaded on the host, normalised, and put on the device once.
 
-use crate::job::{DataConfig, JobError, Normalisers};
+use crate::job::{DataConfig, FileLayout, JobError, Normalisers};
 use halfmode_data::{CacheOutcome, DarcyConfig, DarcyPt, FieldPairs, NpzFile, load_or_generate, read_pairs};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -111,6 +111,17 @@ pub fn data_shapes(config: &DataConfig) -> Result<DataShapes, JobError> {
             let shape = |path: &Path| -> Result<FieldShape, JobError> {
                 let mut npz = NpzFile::open(path)?;
                 let (x, y) = (npz.info(&file.input)?.shape, npz.info(&file.output)?.shape);
+                let (expected, layout) = match file.layout {
+                    FileLayout::ChannelsFirst => (3, "samples, channels, grid"),
+                    FileLayout::ChannelsLast => (3, "samples, grid, channels"),
+                    FileLayout::NoChannels => (2, "samples, grid"),
+                };
+                for (array, shape) in [(&file.input, &x), (&file.output, &y)] {
+                    if shape.len() < expected {
+                        let (array, shape) = (array.clone(), shape.clone());
+                        return Err(halfmode_data::Error::Rank { array, expected, layout, shape }.into());
+                    }
+                }
                 let channels = |shape: &[usize]| match (file.layout.in_file(), shape) {
                     (halfmode_data::ChannelLayout::ChannelsFirst, [_, c, ..])
                     | (halfmode_data::ChannelLayout::ChannelsLast, [_, .., c]) => *c,

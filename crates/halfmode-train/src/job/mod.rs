@@ -8,6 +8,7 @@ mod model_file;
 mod observer;
 mod plan;
 mod run;
+mod run_folder;
 mod run_report;
 mod trainer;
 
@@ -22,5 +23,6 @@ pub use model_file::{Model, Normalisers};
 pub use observer::{EpochRecord, Evaluation, Observer, Progress, Quiet};
 pub use plan::{JobPlan, PlanOp, plan};
 pub use run::{Run, RunOptions, StopReason, Summary, render_panels};
+pub use run_folder::{is_unused, newest_checkpoint};
 pub use run_report::write_report;
 pub use trainer::{StepRecord, TrainState, Trainer};

@@ -7,8 +7,8 @@ use halfmode_data::{FieldPairs, UnitGaussian};
 use halfmode_nn::Module;
 use halfmode_nn::{ParamSpec, Params};
 use halfmode_operators::Fno;
-use halfmode_precision::{DType, PrecisionConfig, PrecisionPolicy};
-use halfmode_tensor::{Device, Purpose, Tensor};
+use halfmode_precision::{DType, Precision, PrecisionConfig, PrecisionPolicy};
+use halfmode_tensor::{Device, Purpose, Target, Tensor};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,6 +56,22 @@ impl Normalisers {
     }
 }
 
+impl Normalisers {
+    /// Refuses statistics that are not one per channel of this model.
+    pub(crate) fn check(&self, model: &ModelConfig) -> Result<(), JobError> {
+        let fno = model.fno();
+        for (normaliser, channels) in [(&self.input, fno.in_channels), (&self.output, fno.out_channels)] {
+            let mut extents = vec![1; fno.n_modes.len() + 2];
+            extents[1] = channels;
+            let statistics = normaliser.mean().shape().to_vec();
+            if statistics != extents {
+                return Err(halfmode_data::Error::NormaliserShape { statistics, found: extents }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The JSON object under `halfmode` in a model file's metadata.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Metadata {
@@ -78,7 +94,12 @@ pub(crate) struct Metadata {
 /// Reads a file and its metadata.
 pub(crate) fn read_model_file(path: &Path) -> Result<(BTreeMap<String, Array>, Metadata), JobError> {
     let bad = |why: String| JobError::ModelFile { path: path.to_owned(), why };
-    let (arrays, metadata) = read_named(path).map_err(|err| bad(err.to_string()))?;
+    // The path is said once.
+    let (arrays, metadata) = read_named(path).map_err(|err| match err {
+        crate::Error::Corrupt { reason, .. } => bad(format!("is not a readable safetensors file: {reason}")),
+        crate::Error::Io { source, .. } => bad(format!("cannot be read: {source}")),
+        other => bad(other.to_string()),
+    })?;
     if metadata.is_null() {
         return Err(bad("has no `halfmode` metadata: it was not written by halfmode".to_owned()));
     }
@@ -88,7 +109,7 @@ pub(crate) fn read_model_file(path: &Path) -> Result<(BTreeMap<String, Array>, M
         return Err(bad(format!("has format version {found}, this program reads {FORMAT_VERSION}")));
     }
     let metadata =
-        serde_json::from_value(metadata).map_err(|err| bad(format!("its metadata cannot be used: {err}")))?;
+        serde_json::from_value(metadata).map_err(|err| bad(format!("has metadata that cannot be used: {err}")))?;
     Ok((arrays, metadata))
 }
 
@@ -132,6 +153,7 @@ impl Model {
         let mut params = Params::new(device, specs, &policy, 0)?;
         load_parameters(&mut params, &arrays).map_err(|err| bad(err.to_string()))?;
         let (config, normalisers) = (metadata.config, metadata.normalisers);
+        normalisers.as_ref().map_or(Ok(()), |it| it.check(&config)).map_err(|err| bad(err.to_string()))?;
         Ok(Model { config, normalisers, device: device.clone(), policy, fno, params })
     }
 
@@ -198,7 +220,7 @@ impl Model {
             if let Some(normalisers) = &self.normalisers {
                 normalisers.input.encode(&mut input.view_mut())?;
             }
-            let precision = halfmode_precision::Precision::F32.min(self.policy.pointwise.storage);
+            let precision = Precision::F32.min(self.policy.pointwise.storage);
             let input = if complex {
                 let (shape, values) = (input.shape().to_vec(), input.into_raw_vec_and_offset().0);
                 let dtype = DType::complex(precision);
@@ -223,6 +245,30 @@ impl Model {
             ArrayD::zeros(IxDyn(&extents))
         };
         Ok(ndarray::concatenate(Axis(0), &views).unwrap_or_else(|_| empty()))
+    }
+
+    /// The most bytes that the ledger would hold while predicting samples of this shape, in batches; learnt
+    /// on the planning device, without values.
+    ///
+    /// # Errors
+    /// Those of [`Model::predict_on`].
+    pub fn planned_peak_bytes(
+        &self,
+        shape: &[usize],
+        batch: usize,
+        output_shape: Option<&[usize]>,
+    ) -> Result<usize, JobError> {
+        let device = Device::meta(Target::Cpu { threads: self.device.n_threads() });
+        let params = Params::new(&device, self.fno.param_specs(), &self.policy, 0)?;
+        let mut extents = shape.to_vec();
+        if let Some(n) = extents.first_mut() {
+            *n = batch.min(*n);
+        }
+        let mut tape = Tape::new(Cx::inference(&device, &self.policy));
+        let weights = params.leaves(&mut tape);
+        let x = tape.constant(device.alloc(extents, DType::real(Precision::F32), Purpose::Data)?);
+        self.fno.forward_to(&mut tape, &weights, &x, output_shape)?;
+        Ok(device.memory().total.peak)
     }
 
     /// Mean relative errors on samples.

@@ -1,6 +1,7 @@
 //! A run: the loop over epochs, and the directory it writes.
 
-use crate::job::model_file::{FORMAT_VERSION, Metadata, read_model_file};
+use crate::job::model_file::{FORMAT_VERSION, Metadata};
+use crate::job::run_folder;
 use crate::job::{
     EpochRecord, Evaluation, JobConfig, JobData, JobError, JobPlan, Observer, Progress, TrainState, Trainer, plan,
     write_report,
@@ -11,7 +12,8 @@ use halfmode_data::shuffled;
 use halfmode_tensor::{Device, Purpose};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Why a run was asked to stop early.
@@ -28,8 +30,10 @@ pub enum StopReason {
 pub struct RunOptions {
     /// The directory.
     pub out: PathBuf,
-    /// Go on from its newest checkpoint.
+    /// Go on from its newest checkpoint; from the beginning if the run died before the first.
     pub resume: bool,
+    /// Go on from this checkpoint instead.
+    pub resume_from: Option<PathBuf>,
     /// Write into it although it is not empty.
     pub force: bool,
     /// Facts about machine and versions, for `environment.json` and the report.
@@ -76,6 +80,8 @@ pub struct Run {
     /// The ledger's activation peak over training steps.
     peak_activation_bytes: usize,
     peak_bytes: usize,
+    /// Held as long as the run lives.
+    _lock: Option<File>,
 }
 
 /// Checkpoints of steps that are kept besides `latest` and `best`.
@@ -85,41 +91,47 @@ impl Run {
     /// Prepares the directory and the trainer.
     ///
     /// # Errors
-    /// [`JobError::OutNotEmpty`], [`JobError::NothingToResume`], and those of [`Trainer::new`].
+    /// [`JobError::OutNotEmpty`], [`JobError::OutInUse`] if another process writes there,
+    /// [`JobError::Resume`], and those of [`Trainer::new`].
     pub fn new(config: JobConfig, device: &Device, data: JobData, options: RunOptions) -> Result<Self, JobError> {
         let out = &options.out;
-        let is_empty = std::fs::read_dir(out).map(|mut entries| entries.next().is_none()).unwrap_or(true);
-        if !is_empty && !options.resume && !options.force {
+        let resumes = options.resume || options.resume_from.is_some();
+        if !run_folder::is_unused(out) && !resumes && !options.force {
             return Err(JobError::OutNotEmpty { path: out.clone() });
         }
         let shapes = data.shapes();
         let plan = plan(&config, &shapes, device.n_threads())?;
         let mut trainer = Trainer::new(config.clone(), device, &shapes, Some(data))?;
-        for folder in [out.clone(), out.join("checkpoints"), out.join("plots")] {
-            std::fs::create_dir_all(&folder).map_err(|err| crate::Error::write(&folder, err))?;
-        }
-        let metrics_path = out.join("metrics.jsonl");
-        let metrics = if options.resume {
-            let state = resume(&mut trainer, out)?;
-            MetricsLog::resume(&metrics_path, |record| {
-                record.get("epoch").and_then(serde_json::Value::as_u64).is_some_and(|epoch| epoch <= state.epoch)
-            })?
-        } else {
-            // A forced run starts over: old checkpoints must not be resumed by mistake.
-            remove_checkpoints(out)?;
-            MetricsLog::create(&metrics_path)?
-        };
+        let lock = run_folder::take(out)?;
         let text = toml::to_string(&config)
             .map_err(|err| JobError::Config { key: "config".to_owned(), why: err.to_string() })?;
-        atomic_write(out.join("config.toml"), text.as_bytes())?;
+        let metrics_path = out.join("metrics.jsonl");
+        let newest = || run_folder::newest_checkpoint(out);
+        let checkpoint = options.resume_from.clone().or_else(|| newest().filter(|_| options.resume));
+        let metrics = match checkpoint {
+            Some(checkpoint) => {
+                let state = run_folder::restore(&mut trainer, out, &checkpoint)?;
+                atomic_write(out.join("config.toml"), text.as_bytes())?;
+                MetricsLog::resume(&metrics_path, |record| {
+                    record.get("epoch").and_then(serde_json::Value::as_u64).is_some_and(|epoch| epoch <= state.epoch)
+                })?
+            }
+            None => {
+                run_folder::remove_checkpoints(out)?;
+                // The first file: it says that a run began here.
+                atomic_write(out.join("config.toml"), text.as_bytes())?;
+                MetricsLog::create(&metrics_path)?
+            }
+        };
         let environment = serde_json::to_vec_pretty(&options.environment).unwrap_or_default();
         atomic_write(out.join("environment.json"), &environment)?;
         // A resumed run keeps the peaks of its earlier sessions.
-        let earlier = std::fs::read(out.join("summary.json")).ok().filter(|_| options.resume);
+        let earlier = std::fs::read(out.join("summary.json")).ok().filter(|_| resumes);
         let earlier = earlier.and_then(|text| serde_json::from_slice::<Summary>(&text).ok());
         let (peak_activation_bytes, peak_bytes) =
             earlier.map_or((0, 0), |summary| (summary.peak_activation_bytes, summary.peak_bytes));
-        Ok(Run { trainer, plan, options, metrics, eval: BTreeMap::new(), peak_activation_bytes, peak_bytes })
+        let eval = BTreeMap::new();
+        Ok(Run { trainer, plan, options, metrics, eval, peak_activation_bytes, peak_bytes, _lock: lock })
     }
 
     /// What planning said.
@@ -195,7 +207,7 @@ impl Run {
             }
             let seconds = start.elapsed().as_secs_f64();
             self.peak_activation_bytes = self.peak_activation_bytes.max(device.memory().activations.peak);
-            let n_samples = order.len() - (first_batch as usize * batch_size).min(order.len());
+            let n_samples = order.len() - (first_batch as usize).saturating_mul(batch_size).min(order.len());
             let learning_rate = self.trainer.learning_rate();
             let loss = self.mean_loss();
             // Other resolutions cost more than they tell on the way: they are tested at the end.
@@ -227,12 +239,13 @@ impl Run {
                 self.trainer.state.best = metric;
             }
             let every = self.trainer.config().train.checkpoint_every;
+            // The best model first: a checkpoint that knows of it must not be there without it.
+            if is_best {
+                self.save_best()?;
+            }
             // An epoch whose errors are not finite is no place to go on from.
             if metric.is_some() && (is_best || record.epoch.is_multiple_of(every) || record.epoch == n_epochs) {
                 self.save(session)?;
-            }
-            if is_best {
-                self.save_best()?;
             }
         }
         Ok(None)
@@ -294,8 +307,8 @@ impl Run {
         let state = self.trainer.snapshot();
         let path = folder.join(format!("step-{:08}.safetensors", state.step));
         write_named(&path, &self.trainer.entries()?, &self.metadata(Some(state))?)?;
-        link(&path, &folder.join("latest"))?;
-        let mut old = step_files(&folder);
+        run_folder::link(&path, &folder.join("latest"))?;
+        let mut old = run_folder::step_files(&folder);
         old.truncate(old.len().saturating_sub(KEPT_CHECKPOINTS));
         for path in old {
             std::fs::remove_file(&path).map_err(|err| crate::Error::write(&path, err))?;
@@ -393,68 +406,4 @@ impl Session {
     fn seconds(&self) -> f64 {
         self.before + self.start.elapsed().as_secs_f64()
     }
-}
-
-/// Restores the newest checkpoint that can be read: `latest`, else the newest step.
-fn resume(trainer: &mut Trainer, out: &Path) -> Result<TrainState, JobError> {
-    let folder = out.join("checkpoints");
-    let mut candidates = vec![folder.join("latest")];
-    candidates.extend(step_files(&folder).into_iter().rev());
-    candidates.retain(|path| path.exists());
-    let mut first_error = None;
-    for path in candidates {
-        match read_model_file(&path) {
-            Ok((arrays, metadata)) => {
-                let bad = |why: &str| JobError::ModelFile { path: path.clone(), why: why.to_owned() };
-                let state = metadata.state.ok_or_else(|| bad("holds a model but no training state"))?;
-                let normalisers = metadata.normalisers.ok_or_else(|| bad("holds no normalisers"))?;
-                if metadata.config != trainer.config().model {
-                    return Err(bad("was written for another model than the configuration describes"));
-                }
-                trainer.restore(&arrays, state.clone(), normalisers)?;
-                return Ok(state);
-            }
-            Err(err) => {
-                first_error.get_or_insert(err);
-            }
-        }
-    }
-    Err(first_error.unwrap_or(JobError::NothingToResume { path: out.to_owned() }))
-}
-
-/// The step checkpoints of a folder, oldest first.
-fn step_files(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let is_step = |path: &PathBuf| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
-    };
-    let mut files: Vec<PathBuf> = entries.filter(is_step).collect();
-    files.sort();
-    files
-}
-
-fn remove_checkpoints(out: &Path) -> Result<(), JobError> {
-    let folder = out.join("checkpoints");
-    let mut old = step_files(&folder);
-    old.extend([folder.join("latest"), folder.join("best")]);
-    for path in old.into_iter().filter(|path| path.exists()) {
-        std::fs::remove_file(&path).map_err(|err| crate::Error::write(&path, err))?;
-    }
-    Ok(())
-}
-
-/// Makes `to` another name of `from`, atomically; a copy where the file system has no links.
-fn link(from: &Path, to: &Path) -> Result<(), JobError> {
-    let temporary = to.with_extension("tmp");
-    let failed = |err| crate::Error::write(to, err);
-    match std::fs::remove_file(&temporary) {
-        Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(failed(err).into()),
-        _ => {}
-    }
-    if std::fs::hard_link(from, &temporary).is_err() {
-        std::fs::copy(from, &temporary).map_err(failed)?;
-    }
-    Ok(std::fs::rename(&temporary, to).map_err(failed)?)
 }

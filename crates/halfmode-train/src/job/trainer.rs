@@ -43,6 +43,15 @@ pub struct TrainState {
     pub scheduler: Option<SchedulerState>,
 }
 
+impl TrainState {
+    /// Whether a run can have come here: counts that can still be counted on, sums that are numbers.
+    pub(crate) fn is_sound(&self) -> bool {
+        let counts = [self.epoch, self.batch, self.step, self.skipped_steps, self.skipped_in_a_row, self.loss_samples];
+        counts.iter().all(|&count| count < 1 << 53)
+            && [self.loss_sum, self.seconds, self.best.unwrap_or(0.0)].iter().all(|sum| sum.is_finite())
+    }
+}
+
 /// What one step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepRecord {
@@ -403,6 +412,7 @@ impl Trainer {
         state: TrainState,
         normalisers: Normalisers,
     ) -> Result<(), JobError> {
+        normalisers.check(&self.config.model)?;
         crate::load_parameters(&mut self.params, arrays)?;
         self.optimizer.load(&self.params, arrays)?;
         if let LossScale::Dynamic(config) = self.policy.loss_scale
@@ -434,6 +444,9 @@ fn check_shape(config: &JobConfig, shape: &crate::job::FieldShape) -> Result<(),
     }
     if shape.n == 0 {
         return bad("at least one sample".to_owned());
+    }
+    if shape.grid.contains(&0) {
+        return bad("points on every axis, its grid is empty".to_owned());
     }
     for (axis, (&n, &kept)) in shape.grid.iter().zip(&model.stored_modes()).enumerate() {
         let resolved = model.resolved_modes(axis, n);

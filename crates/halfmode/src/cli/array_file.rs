@@ -1,10 +1,12 @@
 //! Files of arrays, whatever their format: `.npz`, `.npy`, `.safetensors`, `.pt`.
 
 use crate::cli::error::{CliError, Exit};
+use crate::cli::memory;
 use halfmode::data::numpy::{npy_info, read_npy};
-use halfmode::data::{ArrayInfo, NpzFile, TorchFile};
+use halfmode::data::{ArrayInfo, NpzFile, TorchFile, open_regular};
 use halfmode::train::{Array, Values, read_named};
 use ndarray::{ArrayD, IxDyn};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -39,7 +41,7 @@ pub(crate) struct ArrayFile {
 enum Source {
     Npz(Box<NpzFile<BufReader<File>>>),
     Npy(ArrayInfo),
-    Safetensors(BTreeMap<String, Array>),
+    Safetensors(BTreeMap<String, Array>, Value),
     Torch(Box<TorchFile>),
 }
 
@@ -54,21 +56,30 @@ impl ArrayFile {
         let place = path.display().to_string();
         let refuse = |what: &str, why: String| CliError::new(Exit::Data, what).at(place.clone()).why(why);
         let mut start = Vec::new();
-        let opened = File::open(path).and_then(|file| file.take(8).read_to_end(&mut start));
+        let opened = open_regular(path).and_then(|file| file.take(8).read_to_end(&mut start));
         opened.map_err(|err| {
             let err = refuse("the file cannot be read", err.to_string());
             err.help(format!("halfmode data generate darcy --output {place}"))
         })?;
         let source = if start.starts_with(b"\x93NUMPY") {
             Source::Npy(npy_info(path)?)
+        } else if start.starts_with(b"\x89HDF") {
+            let convert = "with h5py.File('data.h5') as f: numpy.savez('data.npz', **{k: f[k][:] for k in f})";
+            let err = refuse("HDF5 files are not read", format!("convert it in Python: {convert}"));
+            return Err(err.help("halfmode data inspect data.npz"));
+        } else if start.starts_with(b"PK") && path.extension().is_some_and(|extension| extension == "npz") {
+            Source::Npz(Box::new(NpzFile::open(path)?))
         } else if start.starts_with(b"PK") {
             match TorchFile::open(path)? {
                 Some(torch) => Source::Torch(Box::new(torch)),
                 None => Source::Npz(Box::new(NpzFile::open(path)?)),
             }
         } else {
+            let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
+            memory::check("the file", usize::try_from(bytes).unwrap_or(usize::MAX))
+                .map_err(|err| err.at(path.display().to_string()))?;
             match read_named(path) {
-                Ok((arrays, _)) => Source::Safetensors(arrays),
+                Ok((arrays, metadata)) => Source::Safetensors(arrays, metadata),
                 Err(err) if path.extension().is_some_and(|extension| extension == "safetensors") => {
                     return Err(err.into());
                 }
@@ -82,8 +93,16 @@ impl ArrayFile {
         match self.source {
             Source::Npz(_) => Kind::Npz,
             Source::Npy(_) => Kind::Npy,
-            Source::Safetensors(_) => Kind::Safetensors,
+            Source::Safetensors(..) => Kind::Safetensors,
             Source::Torch(_) => Kind::Torch,
+        }
+    }
+
+    /// What halfmode wrote beside the tensors.
+    pub(crate) fn metadata(&self) -> Option<&Value> {
+        match &self.source {
+            Source::Safetensors(_, metadata) => Some(metadata).filter(|metadata| metadata.is_object()),
+            _ => None,
         }
     }
 
@@ -94,13 +113,27 @@ impl ArrayFile {
             Source::Npy(_) => {
                 vec![self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())]
             }
-            Source::Safetensors(arrays) => arrays.keys().cloned().collect(),
+            Source::Safetensors(arrays, _) => arrays.keys().cloned().collect(),
             Source::Torch(torch) => torch.keys(),
         }
     }
 
+    /// Refuses an array that the memory cannot hold, with `width` bytes per value: a small archive may
+    /// unpack to any size.
+    fn check_memory(&mut self, name: &str, width: usize) -> Result<(), CliError> {
+        let info = match &mut self.source {
+            Source::Npz(npz) => npz.info(name)?,
+            Source::Torch(torch) => torch.info(name)?,
+            Source::Npy(info) => info.clone(),
+            Source::Safetensors(..) => return Ok(()),
+        };
+        memory::check(&format!("array `{name}`"), info.n_elements().saturating_mul(width))
+            .map_err(|err| err.at(self.path.display().to_string()))
+    }
+
     /// Type, shape and values of one array.
     pub(crate) fn read_f64(&mut self, name: &str) -> Result<(String, Vec<usize>, Vec<f64>), CliError> {
+        self.check_memory(name, 8)?;
         match &mut self.source {
             Source::Npz(npz) => {
                 let info = npz.info(name)?;
@@ -116,7 +149,7 @@ impl ArrayFile {
                 let array = read_npy::<f64>(&self.path)?;
                 Ok((info.dtype.name().to_owned(), info.shape.clone(), array.into_raw_vec_and_offset().0))
             }
-            Source::Safetensors(arrays) => {
+            Source::Safetensors(arrays, _) => {
                 let array =
                     arrays.get(name).ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;
                 Ok((dtype_of(&array.values).to_owned(), array.shape.clone(), array.to_f64()))
@@ -146,11 +179,12 @@ impl ArrayFile {
     /// One array in f32.
     pub(crate) fn read_f32(&mut self, key: Option<&str>) -> Result<(String, ArrayD<f32>), CliError> {
         let name = self.choose(key)?;
+        self.check_memory(&name, 8)?;
         let array = match &mut self.source {
             Source::Npz(npz) => npz.read::<f32>(&name)?,
             Source::Torch(torch) => torch.read::<f32>(&name)?,
             Source::Npy(_) => read_npy::<f32>(&self.path)?,
-            Source::Safetensors(arrays) => {
+            Source::Safetensors(arrays, _) => {
                 let array = arrays
                     .get(&name)
                     .ok_or_else(|| CliError::new(Exit::Data, format!("there is no array `{name}`")))?;

@@ -1,5 +1,6 @@
 //! `halfmode bench step`: times whole training steps on random data.
 
+use crate::cli::bench_micro::{self, MicroArgs};
 use crate::cli::config_file::{self, ConfigArgs, Loaded};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::plan::make_plan;
@@ -21,6 +22,20 @@ pub(crate) struct BenchArgs {
 enum BenchCommand {
     /// Times whole training steps on random data of the configuration's shapes.
     Step(StepArgs),
+    /// Times a truncated transform of random fields, there and back, in each storage precision.
+    Transform(MicroArgs),
+    /// Times the product of a spectrum with dense weights in each storage precision.
+    Contract(MicroArgs),
+}
+
+impl BenchArgs {
+    pub(crate) fn name(&self) -> &'static str {
+        match self.command {
+            BenchCommand::Step(_) => "bench step",
+            BenchCommand::Transform(_) => "bench transform",
+            BenchCommand::Contract(_) => "bench contract",
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -36,7 +51,14 @@ struct StepArgs {
 }
 
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<Exit, CliError> {
-    let BenchCommand::Step(args) = &args.command;
+    match &args.command {
+        BenchCommand::Step(args) => run_step(args, context),
+        BenchCommand::Transform(args) => bench_micro::run_transform(args, context),
+        BenchCommand::Contract(args) => bench_micro::run_contract(args, context),
+    }
+}
+
+fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
     let loaded = config_file::load(&args.config, context.global.seed)?;
     let policy = loaded.validate()?;
     let config = &loaded.config;
@@ -140,7 +162,7 @@ fn trainer(loaded: &Loaded, shapes: &DataShapes, context: &Context) -> Result<Tr
 }
 
 /// A number in [-1, 1): a counter through an invertible mixing of its bits.
-fn random(state: &mut u64) -> f32 {
+pub(crate) fn random(state: &mut u64) -> f32 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut bits = *state;
     bits = (bits ^ (bits >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
@@ -150,7 +172,7 @@ fn random(state: &mut u64) -> f32 {
 }
 
 /// The value of sorted `times` below which the share `q` lies, between two of them linearly.
-fn quantile(times: &[f64], q: f64) -> f64 {
+pub(crate) fn quantile(times: &[f64], q: f64) -> f64 {
     let position = q * times.len().saturating_sub(1) as f64;
     let (low, share) = (position.floor() as usize, position.fract());
     match (times.get(low), times.get(low + 1)) {

@@ -3,7 +3,7 @@
 use crate::cli::error::{CliError, Exit, config_key, job_exit};
 use crate::cli::text::nearest;
 use halfmode::data::DarcyPt;
-use halfmode::precision::PrecisionPolicy;
+use halfmode::precision::{PrecisionPolicy, Preset};
 use halfmode::train::job::{DataConfig, DataShapes, JobConfig, JobError, data_shapes};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,12 @@ impl Loaded {
 
     /// An error of reading or making data, with a command that helps.
     pub(crate) fn explain_data(&self, err: JobError) -> CliError {
-        let help = match &self.config.data {
+        self.explain(err).or_help(self.data_help())
+    }
+
+    /// The command that looks at the data, or makes some.
+    fn data_help(&self) -> String {
+        match &self.config.data {
             DataConfig::Darcy(_) => "halfmode train darcy".to_owned(),
             DataConfig::DarcyPt(darcy) => {
                 let files = darcy.test_resolutions.iter().map(|&n| darcy.test_file(n));
@@ -82,14 +87,17 @@ impl Loaded {
                     None => format!("halfmode data inspect {}", file.train.display()),
                 }
             }
-        };
-        self.explain(err).or_help(help)
+        }
     }
 
     /// The error with the place in the configuration that caused it.
     pub(crate) fn explain(&self, err: JobError) -> CliError {
         let key = config_key(&err).filter(|_| job_exit(&err) == Exit::Config);
-        let Some(key) = key else { return err.into() };
+        let Some(key) = key else {
+            let is_data = job_exit(&err) == Exit::Data;
+            let err = CliError::from(err);
+            return if is_data { err.or_help(self.data_help()) } else { err };
+        };
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         let what = match &err {
             JobError::Config { why, .. } => format!("{key}: {why}"),
@@ -126,11 +134,13 @@ pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliEr
         table.insert("seed".to_owned(), Value::Integer(seed as i64));
         origin.sets.push((vec!["seed".to_owned()], format!("--seed {seed}")));
     }
+    spread_preset(&mut table);
     let config = table.clone().try_into::<JobConfig>().map_err(|err| origin.refuse(&table, err.message()))?;
     Ok(Loaded { config, name, run_dir, origin })
 }
 
-fn read(path: &Path, argument: &str) -> Result<String, CliError> {
+/// The text of a configuration.
+pub(crate) fn read(path: &Path, argument: &str) -> Result<String, CliError> {
     let refuse = |err: std::io::Error| {
         let missing = err.kind() == std::io::ErrorKind::NotFound;
         let what = if missing { "no such configuration" } else { "the configuration cannot be read" };
@@ -141,14 +151,29 @@ fn read(path: &Path, argument: &str) -> Result<String, CliError> {
         };
         CliError::new(Exit::Config, what).at(path.display().to_string()).why(why).help("halfmode train darcy")
     };
+    read_text(path).map_err(refuse)
+}
+
+/// A text of at most 64 KiB, from whatever gives bytes: pipes are welcome here.
+pub(crate) fn read_text(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(refuse)?;
-    let n_bytes = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(refuse)?;
+    let n_bytes = std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     if n_bytes as u64 > MAX_BYTES {
-        let err = CliError::new(Exit::Config, "the configuration is longer than 64 KiB").at(path.display().to_string());
-        return Err(err.why("it is probably not a configuration").help("halfmode train darcy"));
+        let why = "it is longer than 64 KiB, and so probably not a configuration";
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
     }
     Ok(text)
+}
+
+/// A table of formats as `precision.preset` is what departs from `full`.
+fn spread_preset(table: &mut Table) {
+    let Some(Value::Table(precision)) = table.get_mut("precision") else { return };
+    let full = Value::String(Preset::Full.to_string());
+    match precision.insert("preset".to_owned(), full) {
+        Some(Value::Table(formats)) => precision.extend(formats),
+        Some(name) => _ = precision.insert("preset".to_owned(), name),
+        None => _ = precision.remove("preset"),
+    }
 }
 
 /// Puts `KEY=VALUE` into the table and returns the key's path.
@@ -365,6 +390,8 @@ pub(crate) fn differences(old: &JobConfig, new: &JobConfig) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
 
     fn args(config: &str, sets: &[&str]) -> ConfigArgs {
         ConfigArgs { config: config.to_owned(), sets: sets.iter().map(|&set| set.to_owned()).collect() }
@@ -384,6 +411,17 @@ mod tests {
         assert_eq!(config.model.fno().n_modes, [8, 8]);
         let quoted = load(&args("darcy", &["precision.saved_overrides.\"linear.x\"=f32"]), None).expect("is legal");
         assert_eq!(quoted.config.precision.saved_overrides.len(), 1);
+    }
+
+    #[test]
+    fn a_preset_may_be_a_table_of_formats() {
+        let set = "precision.preset={pointwise={storage=\"bf16\",accumulate=\"f32\"}, saved=\"bf16\"}";
+        let loaded = load(&args("darcy", &[set]), None).expect("is legal");
+        let policy = loaded.validate().expect("is legal");
+        let formats = [policy.pointwise.storage, policy.saved, policy.transform.storage].map(|it| it.to_string());
+        assert_eq!((policy.preset, formats.join(" ")), (Preset::Full, "bf16 bf16 f32".to_owned()));
+        let text = refused(&["precision.preset={transfrom=\"f16\"}"]);
+        assert!(text.contains("unknown key `transfrom`") && text.contains("`transform`"), "{text}");
     }
 
     #[test]
@@ -421,5 +459,87 @@ mod tests {
         let mut new = old.clone();
         new.train.epochs = 30;
         assert_eq!(differences(&old, &new), ["train.epochs: 18 -> 30"]);
+    }
+
+    const TINY: &str = r#"seed = 3
+
+[data]
+kind = "darcy"
+n_train = 8
+n_test = 2
+resolution = 16
+test_resolutions = [16, 20]
+
+[model]
+kind = "fno"
+n_modes = [4, 4]
+hidden_channels = 4
+stabilizer = "tanh"
+
+[precision]
+preset = "mixed"
+transform = { storage = "f16", accumulate = "f32" }
+
+[train]
+epochs = 2
+loss = "h1"
+
+[scheduler]
+kind = "step"
+step_size = 5
+"#;
+
+    /// A legal configuration, or an error that says something and names a command.
+    fn try_text(text: &[u8], sets: &[&str]) -> bool {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let name = format!("halfmode-config-{}-{}.toml", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        let loaded = load(&args(&path.display().to_string(), sets), None);
+        std::fs::remove_file(&path).unwrap();
+        let checked = loaded.and_then(|loaded| loaded.validate().and_then(|_| loaded.shapes()));
+        let told = |err: &CliError| !err.what().is_empty() && err.to_json()["help"].is_string();
+        assert!(checked.as_ref().err().is_none_or(told), "{checked:?}");
+        checked.is_ok()
+    }
+
+    #[test]
+    fn the_text_that_is_changed_is_legal() {
+        assert!(try_text(TINY.as_bytes(), &[]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn changed_text_is_refused_or_used(
+            changes in prop::collection::vec((any::<Index>(), 0usize..4, "[-=\\[\\]{}\"'.,#a-z0-9_ \n\\\\é]{0,4}"), 1..5),
+        ) {
+            let mut text = TINY.as_bytes().to_vec();
+            for (at, n_removed, by) in changes {
+                let at = at.index(text.len());
+                let end = (at + n_removed).min(text.len());
+                text.splice(at..end, by.into_bytes());
+            }
+            try_text(&text, &[]);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_used(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            try_text(&bytes, &[]);
+        }
+
+        #[test]
+        fn any_set_is_refused_or_used(
+            table in prop::sample::select(&["data", "model", "precision", "train", "optimizer", "scheduler", "seed", ""][..]),
+            key in prop::sample::select(&["kind", "n_modes", "n_layers", "preset", "epochs", "betas", "transform", ""][..]),
+            value in prop_oneof!["\\PC{0,12}", "-?[0-9]{1,22}", "\\[[-0-9,. ]{0,9}\\]", "\\{[a-z=\"0-9, ]{0,20}\\}"],
+            equals in prop::sample::select(&["=", "", "==", ".="][..]),
+        ) {
+            try_text(TINY.as_bytes(), &[&format!("{table}.{key}{equals}{value}")]);
+            try_text(TINY.as_bytes(), &[&format!("{table}{equals}{value}")]);
+            try_text(TINY.as_bytes(), &[&value]);
+        }
     }
 }

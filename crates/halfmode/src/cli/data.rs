@@ -1,12 +1,13 @@
 //! `halfmode data`: makes and inspects data.
 
-use crate::cli::array_file::{ArrayFile, Kind};
+use crate::cli::array_file::ArrayFile;
 use crate::cli::error::{CliError, Exit};
+use crate::cli::inspect::{self, InspectArgs};
 use crate::cli::progress::DataWatch;
+use crate::cli::signals::Signals;
 use crate::cli::{Context, memory, text};
 use halfmode::data::numpy::{NpzArray, write_npz};
 use halfmode::data::{DarcyConfig, generate, write_pairs};
-use halfmode::precision::{Format, RangeStats};
 use ndarray::{ArrayD, Axis};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -67,12 +68,6 @@ struct ImportArgs {
     add_channels: bool,
 }
 
-#[derive(Debug, clap::Args)]
-struct InspectArgs {
-    /// The file.
-    file: PathBuf,
-}
-
 impl DataArgs {
     pub(crate) fn name(&self) -> &'static str {
         match self.command {
@@ -87,7 +82,7 @@ pub(crate) fn run(args: &DataArgs, context: &Context) -> Result<Exit, CliError> 
     match &args.command {
         DataCommand::Generate(args) => run_generate(args, context),
         DataCommand::Import(args) => run_import(args, context),
-        DataCommand::Inspect(args) => run_inspect(args, context),
+        DataCommand::Inspect(args) => inspect::run(args, context),
     }
 }
 
@@ -109,7 +104,11 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     let start = Instant::now();
     let watch = DataWatch::new(&context.output);
     let what = format!("darcy {0}x{0}", args.resolution);
-    let progress = |done: usize, n: usize| watch.report(&what, done, n);
+    let signals = Signals::listen()?;
+    let progress = |done: usize, n: usize| {
+        watch.report(&what, done, n);
+        signals.exit_if_asked(&context.output, "stopped before all samples were made: nothing is written");
+    };
     let pairs = generate(&config, NonZeroUsize::new(context.n_threads()), &progress)?;
     if let Some(folder) = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|err| {
@@ -119,7 +118,7 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     write_pairs(&args.output, &pairs)?;
     let seconds = start.elapsed().as_secs_f64();
     let object = json!({
-        "file": args.output,
+        "file": text::path(&args.output),
         "generator": "darcy",
         "config": config,
         "arrays": { "x": pairs.x().shape(), "y": pairs.y().shape() },
@@ -153,115 +152,10 @@ fn run_import(args: &ImportArgs, context: &Context) -> Result<Exit, CliError> {
     write_npz(&args.output, &named)?;
     let shapes: serde_json::Map<String, Value> =
         arrays.iter().map(|(name, array)| (name.clone(), json!(array.shape()))).collect();
-    let object = json!({ "file": args.output, "arrays": shapes });
+    let object = json!({ "file": text::path(&args.output), "arrays": shapes });
     context.output.result(object, || {
         let shapes = arrays.iter().map(|(name, array)| format!("{name} {:?}", array.shape()));
         format!("{}: {}, f32", args.output.display(), shapes.collect::<Vec<_>>().join(", "))
-    })?;
-    Ok(Exit::Done)
-}
-
-/// What is told about one array.
-struct Row {
-    name: String,
-    dtype: String,
-    shape: Vec<usize>,
-    min: f64,
-    max: f64,
-    mean: f64,
-    half: RangeStats,
-}
-
-fn row(name: String, dtype: String, shape: Vec<usize>, values: &[f64]) -> Row {
-    let numbers = || values.iter().copied().filter(|value| !value.is_nan());
-    let n_numbers = numbers().count().max(1) as f64;
-    Row {
-        name,
-        dtype,
-        shape,
-        min: numbers().fold(f64::INFINITY, f64::min),
-        max: numbers().fold(f64::NEG_INFINITY, f64::max),
-        mean: numbers().sum::<f64>() / n_numbers,
-        half: Format::F16.range_stats(values.iter().copied()),
-    }
-}
-
-/// A number as JSON: null where there is none, as for empty arrays.
-fn number(value: f64) -> Value {
-    serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
-}
-
-impl Row {
-    fn json(&self) -> Value {
-        let half = &self.half;
-        json!({
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": self.shape,
-            "min": number(self.min),
-            "max": number(self.max),
-            "mean": number(self.mean),
-            "absmax": number(half.absmax),
-            "n_nan": half.n_nan,
-            "f16": {
-                "flushed_share": half.share(half.n_flushed),
-                "subnormal_share": half.share(half.n_subnormal),
-                "overflow_share": half.share(half.n_overflow),
-            },
-        })
-    }
-
-    fn cells(&self) -> Vec<String> {
-        let half = &self.half;
-        let value = |value: f64| if half.n == 0 { "-".to_owned() } else { format!("{value:.4e}") };
-        let share = |count: u64| format!("{:.3} %", 100.0 * half.share(count));
-        vec![
-            self.name.clone(),
-            format!("{:?}", self.shape),
-            self.dtype.clone(),
-            value(self.min),
-            value(self.max),
-            value(half.absmax),
-            half.n_nan.to_string(),
-            share(half.n_flushed),
-            share(half.n_subnormal),
-            share(half.n_overflow),
-        ]
-    }
-}
-
-fn run_inspect(args: &InspectArgs, context: &Context) -> Result<Exit, CliError> {
-    let mut file = ArrayFile::open(&args.file)?;
-    let kind = file.kind();
-    let mut rows = Vec::new();
-    let mut unreadable = Vec::new();
-    for name in file.names() {
-        match file.read_f64(&name) {
-            Ok((dtype, shape, values)) => rows.push(row(name, dtype, shape, &values)),
-            // One array of strings is no reason to hide the others.
-            Err(err) if kind == Kind::Npz => unreadable.push((name, err)),
-            Err(err) => return Err(err),
-        }
-    }
-    if rows.is_empty()
-        && let Some((_, err)) = unreadable.pop()
-    {
-        return Err(err);
-    }
-    let object = json!({
-        "file": args.file,
-        "kind": kind.name(),
-        "arrays": rows.iter().map(Row::json).collect::<Vec<_>>(),
-        "unreadable": unreadable.iter().map(|(name, err)| json!({ "name": name, "error": err.to_json() })).collect::<Vec<_>>(),
-    });
-    for (name, err) in &unreadable {
-        context.output.warn(&format!("{name} is left out: {}", err.what()));
-    }
-    context.output.result(object, || {
-        let header =
-            ["array", "shape", "dtype", "min", "max", "absmax", "NaN", "f16 flushed", "f16 subnormal", "f16 overflow"];
-        let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
-        text::table(&header, &cells)
     })?;
     Ok(Exit::Done)
 }

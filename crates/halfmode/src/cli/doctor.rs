@@ -15,7 +15,7 @@ pub(crate) fn run(context: &Context) -> Result<Exit, CliError> {
         "cpu": { "model": cpu.model, "n_cores": cpu.n_cores, "features": cpu.features },
         "threads": context.n_threads(),
         "memory": { "total_bytes": memory::total(), "available_bytes": memory::available() },
-        "data_cache": cache,
+        "data_cache": text::path(&cache),
         "gpu": { "backend": null, "devices": [] },
     });
     context.output.result(object, || {

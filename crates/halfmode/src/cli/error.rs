@@ -88,11 +88,11 @@ impl CliError {
 
     pub(crate) fn render(&self, color: bool) -> String {
         let label = if color { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
-        let mut text = format!("{label} {}\n", self.what);
+        let mut text = format!("{label} {}\n", clipped(&self.what));
         let lines = [("at", &self.place), ("why", &self.why), ("help", &self.help)];
         for (label, line) in lines {
             if let Some(line) = line {
-                text.push_str(&format!("  {label}: {line}\n"));
+                text.push_str(&format!("  {label}: {}\n", clipped(line)));
             }
         }
         text
@@ -100,6 +100,15 @@ impl CliError {
 
     pub(crate) fn to_json(&self) -> Value {
         json!({ "code": self.code as u8, "what": self.what, "where": self.place, "why": self.why, "help": self.help })
+    }
+}
+
+/// What a user typed or fed may be of any length; a message is read.
+fn clipped(line: &str) -> String {
+    const LONGEST: usize = 1000;
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
     }
 }
 
@@ -126,8 +135,8 @@ pub(crate) fn job_exit(err: &JobError) -> Exit {
         JobError::Data(err) => data_exit(err),
         JobError::DataShape { .. } => Exit::Data,
         JobError::Diverged { .. } => Exit::Diverged,
-        JobError::OutNotEmpty { .. } => Exit::Usage,
-        JobError::NothingToResume { .. } | JobError::ModelFile { .. } => Exit::Model,
+        JobError::OutNotEmpty { .. } | JobError::OutInUse { .. } => Exit::Usage,
+        JobError::Resume { .. } | JobError::ModelFile { .. } => Exit::Model,
         JobError::Train(err) => train_exit(err),
         _ => Exit::Other,
     }
@@ -149,6 +158,7 @@ fn train_exit(err: &TrainError) -> Exit {
         TrainError::Setting { .. } => Exit::Config,
         TrainError::ShortAxis { .. } => Exit::Data,
         TrainError::Corrupt { .. }
+        | TrainError::MetricsLine { .. }
         | TrainError::DType { .. }
         | TrainError::MissingTensor { .. }
         | TrainError::TensorShape { .. } => Exit::Model,

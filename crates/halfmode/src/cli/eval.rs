@@ -4,8 +4,8 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::model_source::{self, PrecisionChoice, Source, check_fields, check_grid};
 use crate::cli::progress::DataWatch;
 use crate::cli::train::precision_line;
-use crate::cli::{Context, text};
-use halfmode::data::{ChannelLayout, DarcyConfig, FieldPairs, load_or_generate, read_pairs};
+use crate::cli::{Context, memory, text};
+use halfmode::data::{ChannelLayout, DarcyConfig, FieldPairs, NpzFile, load_or_generate, read_pairs};
 use halfmode::train::atomic_write;
 use halfmode::train::job::{DarcyData, DarcyPtData, DataConfig, FileLayout, render_panels};
 use serde_json::json;
@@ -64,13 +64,16 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> 
             let why = format!("the model gives {}", source.model.config().fno().out_channels);
             return Err(CliError::new(Exit::Data, what).why(why));
         }
+        let working = source.model.planned_peak_bytes(pairs.x().shape(), args.batch as usize, None)?;
+        let help = || format!("halfmode eval {} --batch 1", args.run.display());
+        memory::check("the batch", working).map_err(|err| err.at("--batch").help(help()))?;
         let start = Instant::now();
         let (errors, prediction) = source.model.evaluate(&pairs, args.batch as usize)?;
         let seconds = start.elapsed().as_secs_f64();
         for sample in 0..usize::from(args.plots).min(pairs.len()) {
             let path = plots_dir.join(format!("eval-{label}-sample-{sample}.png"));
             draw(&path, &pairs, prediction.as_slice().unwrap_or_default(), sample)?;
-            plots.push(path);
+            plots.push(text::path(&path));
         }
         rows.push(Row { label, n: pairs.len(), l2: errors.l2, h1: errors.h1, seconds });
     }
@@ -80,7 +83,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> 
         .collect();
     let preset = source.model.policy().preset;
     let object = json!({
-        "model": source.file,
+        "model": text::path(&source.file),
         "precision": preset,
         "format": source.model.policy().format,
         "n_parameters": source.model.params().n_scalars(),
@@ -169,6 +172,8 @@ impl Set {
         match self {
             Set::Darcy { resolution, data } => {
                 let config = DarcyConfig::new(data.n_test, resolution, data.seed).for_test();
+                memory::check("the test data", data.n_test.saturating_mul(8 * resolution * resolution))
+                    .map_err(|err| err.at(format!("--resolution {resolution}")))?;
                 let watch = DataWatch::new(&context.output);
                 let what = format!("darcy {resolution}x{resolution} test");
                 let progress = |done: usize, n: usize| watch.report(&what, done, n);
@@ -186,8 +191,14 @@ impl Set {
                 Ok((resolution.to_string(), pairs))
             }
             Set::File { path, input, output, layout } => {
-                let pairs = read_pairs(&path, &input, &output, layout)
-                    .map_err(|err| CliError::from(err).help(format!("halfmode data inspect {}", path.display())))?;
+                let refuse = |err| CliError::from(err).help(format!("halfmode data inspect {}", path.display()));
+                let mut file = NpzFile::open(&path).map_err(refuse)?;
+                for name in [&input, &output] {
+                    let n = file.info(name).map_err(refuse)?.n_elements();
+                    memory::check(&format!("array `{name}`"), n.saturating_mul(4))
+                        .map_err(|err| err.at(path.display().to_string()))?;
+                }
+                let pairs = read_pairs(&path, &input, &output, layout).map_err(refuse)?;
                 let label =
                     path.file_stem().map_or_else(|| "data".to_owned(), |stem| stem.to_string_lossy().into_owned());
                 Ok((label, pairs))

@@ -1,5 +1,7 @@
 //! What the system says about memory.
 
+use crate::cli::error::{CliError, Exit};
+use crate::cli::text;
 use std::fs;
 
 fn kib(file: &str, key: &str) -> Option<usize> {
@@ -13,13 +15,25 @@ pub(crate) fn total() -> Option<usize> {
     kib("/proc/meminfo", "MemTotal")
 }
 
-/// Bytes that can be had now, within the limit of the control group.
+/// Bytes that can be had now, within the limits of the control group and of the process.
 pub(crate) fn available() -> Option<usize> {
-    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    match (kib("/proc/meminfo", "MemAvailable"), limit) {
-        (Some(free), Some(limit)) => Some(free.min(limit)),
-        (free, limit) => free.or(limit),
-    }
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    [kib("/proc/meminfo", "MemAvailable"), group, addresses()].into_iter().flatten().min()
+}
+
+/// Addresses that the process may still take (`ulimit -v`), in bytes.
+fn addresses() -> Option<usize> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: usize = limit.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(kib("/proc/self/status", "VmSize")?))
+}
+
+/// Refuses what takes more bytes than there are; `what` does not fit.
+pub(crate) fn check(what: &str, needed: usize) -> Result<(), CliError> {
+    let Some(available) = available().filter(|&available| needed > available) else { return Ok(()) };
+    let why = format!("it takes {}, of which {} are available", text::bytes(needed), text::bytes(available));
+    Err(CliError::new(Exit::Device, format!("{what} does not fit memory")).why(why))
 }
 
 /// The most memory that the process held since [`reset_peak_rss`].

@@ -2,6 +2,7 @@
 
 mod array_file;
 mod bench;
+mod bench_micro;
 mod config_file;
 mod data;
 mod doctor;
@@ -9,10 +10,12 @@ mod environment;
 mod error;
 mod eval;
 mod import;
+mod inspect;
 mod memory;
 mod model_source;
 mod output;
 mod plan;
+mod plan_precisions;
 mod predict;
 mod progress;
 mod report;
@@ -133,6 +136,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Predicts outputs for the inputs in a file.
     Predict(predict::PredictArgs),
+    /// Tensors of a model, a checkpoint or a data set: shapes, ranges, and what f16 would lose of them.
+    Inspect(inspect::InspectArgs),
     /// Says what a job would cost, without running it.
     Plan(plan::PlanArgs),
     /// Measures.
@@ -150,8 +155,9 @@ impl Command {
             Command::Eval(_) => "eval",
             Command::Import(_) => "import neuraloperator",
             Command::Predict(_) => "predict",
+            Command::Inspect(_) => "inspect",
             Command::Plan(_) => "plan",
-            Command::Bench(_) => "bench step",
+            Command::Bench(args) => args.name(),
             Command::Report(_) => "report",
         }
     }
@@ -199,6 +205,12 @@ pub(crate) fn main() -> ExitCode {
             let code = if err.use_stderr() { Exit::Usage } else { Exit::Done };
             // Nothing can be said when the streams are closed.
             let _ = err.print();
+            if code == Exit::Usage && std::env::args_os().any(|word| word == "--json") {
+                let text = err.render().to_string();
+                let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                let err = CliError::new(code, what).help("halfmode --help");
+                Output::new("", true, Verbosity::Quiet, ColorChoice::Never).print_error(&err);
+            }
             return code.into();
         }
     };
@@ -214,9 +226,14 @@ pub(crate) fn main() -> ExitCode {
     };
     let output = Output::new(cli.command.name(), cli.global.json, verbosity, color);
     let context = Context { global: cli.global, output };
-    match run(&cli.command, &context) {
+    match signals::survive_file_limits().and_then(|()| run(&cli.command, &context)) {
         Ok(code) => code.into(),
         Err(err) => {
+            let help = match err.code {
+                Exit::Device => "halfmode doctor".to_owned(),
+                _ => format!("halfmode {} --help", cli.command.name()),
+            };
+            let err = err.or_help(help);
             context.output.error(&err);
             err.code.into()
         }
@@ -236,6 +253,7 @@ fn run(command: &Command, context: &Context) -> Result<Exit, CliError> {
         Command::Eval(args) => eval::run(args, context),
         Command::Import(args) => import::run(args, context),
         Command::Predict(args) => predict::run(args, context),
+        Command::Inspect(args) => inspect::run(args, context),
         Command::Plan(args) => plan::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Report(args) => report::run(args, context),

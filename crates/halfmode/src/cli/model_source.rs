@@ -56,6 +56,7 @@ pub(crate) fn load(path: &Path, precision: Option<PrecisionChoice>, context: &Co
     };
     let help = match &run {
         Some(run) => format!("halfmode train {} --resume", run.display()),
+        None if !file.exists() => "halfmode train darcy".to_owned(),
         None => format!("halfmode data inspect {}", file.display()),
     };
     let refuse = |err: halfmode::train::job::JobError| CliError::from(err).or_help(help.clone());

@@ -84,8 +84,14 @@ impl Output {
     pub(crate) fn error(&self, err: &CliError) {
         let _ = write!(std::io::stderr(), "{}", err.render(self.color));
         if self.json {
-            let _ = print(&self.object(json!({ "error": err.to_json() })));
+            self.print_error(err);
         }
+    }
+
+    /// An error as the one JSON object on stdout.
+    pub(crate) fn print_error(&self, err: &CliError) {
+        // Nothing can be said when the stream is closed.
+        let _ = print(&self.object(json!({ "error": err.to_json() })));
     }
 
     fn object(&self, members: Value) -> String {

@@ -2,6 +2,7 @@
 
 use crate::cli::config_file::{self, ConfigArgs, Loaded};
 use crate::cli::error::{CliError, Exit};
+use crate::cli::plan_precisions::{self, Column};
 use crate::cli::train::{grid_text, model_line, precision_line};
 use crate::cli::{Context, memory, text};
 use halfmode::autograd::MemoryReport;
@@ -22,6 +23,9 @@ pub(crate) struct PlanArgs {
 /// Scalars beyond which a job is refused without planning it: byte counts stay far from overflow.
 const MAX_SCALARS: f64 = (1u64 << 48) as f64;
 
+/// Layers beyond which a job is refused: a typing error would keep the planner busy for hours.
+const MAX_LAYERS: usize = 1024;
+
 /// Plans a job.
 pub(crate) fn make_plan(loaded: &Loaded, shapes: &DataShapes, threads: usize) -> Result<JobPlan, CliError> {
     check_size(&loaded.config)?;
@@ -31,6 +35,11 @@ pub(crate) fn make_plan(loaded: &Loaded, shapes: &DataShapes, threads: usize) ->
 /// Refuses models whose bytes no counter holds.
 fn check_size(config: &JobConfig) -> Result<(), CliError> {
     let fno = config.model.fno();
+    if fno.n_layers > MAX_LAYERS {
+        let what = format!("model.n_layers = {}: between 1 and {MAX_LAYERS}", fno.n_layers);
+        let err = CliError::new(Exit::Config, what).at("model.n_layers");
+        return Err(err.why("planning and training take every layer one by one").help("halfmode plan darcy"));
+    }
     let modes: f64 = fno.stored_modes().iter().map(|&n| n as f64).product();
     let width = fno.hidden_channels as f64;
     let ratios = fno.lifting_channel_ratio + fno.projection_channel_ratio + fno.channel_mlp_expansion;
@@ -81,6 +90,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
     let full = make_plan(&full, &shapes, threads)?;
     let memory = args.memory.or_else(memory::available);
     let batch = memory.and_then(|memory| largest_batch(&loaded.config, &shapes, threads, memory));
+    let columns = plan_precisions::columns(&loaded, &shapes, threads, memory);
     let ratio = configured.peak_activation_bytes() as f64 / full.peak_activation_bytes().max(1) as f64;
 
     let object = json!({
@@ -94,6 +104,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
         "full": plan_json(&full),
         "peak_activation_ratio": ratio,
         "saved": saved_json(&configured.saved),
+        "precisions": columns.iter().map(Column::json).collect::<Vec<_>>(),
         "memory_bytes": memory,
         "largest_batch": batch,
         "fits": memory.map(|memory| configured.peak_bytes() <= memory),
@@ -113,6 +124,8 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
             String::new(),
             format!("peak bytes by purpose ({threads} threads)"),
             memory_table(&policy.preset.to_string(), &configured, &full),
+            "in each precision".to_owned(),
+            plan_precisions::table(&columns),
             "kept for backward by one forward pass".to_owned(),
             saved_table(&configured.saved, context.output.is_verbose()),
             String::new(),
@@ -139,7 +152,7 @@ fn fit_line(memory: Option<usize>, batch: Option<usize>, n_train: usize) -> Stri
 }
 
 /// Each purpose's own peak, and those of the sums.
-fn plan_json(plan: &JobPlan) -> Value {
+pub(crate) fn plan_json(plan: &JobPlan) -> Value {
     let purposes = |stats: &MemoryStats| -> serde_json::Map<String, Value> {
         stats.iter().map(|(purpose, usage)| (purpose.name().to_owned(), usage.peak.into())).collect()
     };

@@ -3,7 +3,7 @@
 use crate::cli::array_file::ArrayFile;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::model_source::{self, PrecisionChoice, check_fields, check_grid};
-use crate::cli::{Context, text};
+use crate::cli::{Context, memory, text};
 use halfmode::data::numpy::write_npy;
 use serde_json::json;
 use std::path::PathBuf;
@@ -54,6 +54,16 @@ pub(crate) fn run(args: &PredictArgs, context: &Context) -> Result<Exit, CliErro
     if let Some(bad) = x.iter().find(|value| !value.is_finite()) {
         context.output.warn(&format!("the input holds {bad}; the outputs of such samples mean nothing"));
     }
+    let n_outputs = x.shape()[0] * source.model.config().fno().out_channels;
+    let grid = output_shape.as_deref().unwrap_or(&x.shape()[2..]);
+    let files = [&args.model, &args.input, &args.output].map(|path| text::path(path));
+    let [model, input, output] = &files;
+    let help = |more: &str| format!("halfmode predict --model {model} --input {input} --output {output}{more}");
+    // Predictions are joined at the end: twice their bytes.
+    let outputs = grid.iter().fold(n_outputs.saturating_mul(8), |bytes, &n| bytes.saturating_mul(n));
+    memory::check("the prediction", outputs).map_err(|err| err.at("--output-shape").help(help("")))?;
+    let working = source.model.planned_peak_bytes(x.shape(), args.batch as usize, output_shape.as_deref())?;
+    memory::check("the batch", working).map_err(|err| err.at("--batch").help(help(" --batch 1")))?;
     let start = Instant::now();
     let y = source.model.predict_on(&x.view(), args.batch as usize, output_shape.as_deref())?;
     let seconds = start.elapsed().as_secs_f64();
@@ -63,11 +73,11 @@ pub(crate) fn run(args: &PredictArgs, context: &Context) -> Result<Exit, CliErro
     }
     write_npy(&args.output, &y.view())?;
     let object = json!({
-        "model": source.file,
+        "model": text::path(&source.file),
         "precision": source.model.policy().preset,
         "format": source.model.policy().format,
-        "input": { "file": args.input, "key": key, "shape": x.shape() },
-        "output": { "file": args.output, "shape": y.shape(), "n_non_finite": n_bad },
+        "input": { "file": text::path(&args.input), "key": key, "shape": x.shape() },
+        "output": { "file": text::path(&args.output), "shape": y.shape(), "n_non_finite": n_bad },
         "seconds": seconds,
     });
     context

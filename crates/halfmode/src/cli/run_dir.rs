@@ -1,9 +1,9 @@
 //! Run directories: when one may be written, and what is in it.
 
-use crate::cli::config_file::{Loaded, differences};
+use crate::cli::config_file::{Loaded, differences, read};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::output::Output;
-use halfmode::train::job::JobConfig;
+use halfmode::train::job::{JobConfig, is_unused, newest_checkpoint};
 use std::path::{Path, PathBuf};
 
 /// How `train` takes its directory.
@@ -15,12 +15,20 @@ pub(crate) struct OutArgs {
     /// Goes on from the newest checkpoint of the run directory.
     #[arg(long, conflicts_with = "force")]
     pub(crate) resume: bool,
+    /// Goes on from this checkpoint of the run instead of the newest.
+    #[arg(long, value_name = "FILE", conflicts_with = "force")]
+    pub(crate) resume_from: Option<PathBuf>,
     /// Starts over in a run directory that is not empty.
     #[arg(long)]
     pub(crate) force: bool,
 }
 
 impl OutArgs {
+    /// Whether a run that is there goes on.
+    pub(crate) fn resumes(&self) -> bool {
+        self.resume || self.resume_from.is_some()
+    }
+
     /// The directory, once it is clear that it may be used.
     pub(crate) fn resolve(&self, loaded: &Loaded, argument: &str, output: &Output) -> Result<PathBuf, CliError> {
         let out = match (&self.out, &loaded.run_dir) {
@@ -35,11 +43,16 @@ impl OutArgs {
             let err = CliError::new(Exit::Usage, "the run directory is a file").at(shown.to_string());
             return Err(err.help(format!("halfmode train {argument} --out {shown}.run")));
         }
-        let is_empty = std::fs::read_dir(&out).map(|mut entries| entries.next().is_none()).unwrap_or(true);
-        if self.resume {
-            if !has_checkpoint(&out) {
-                let err = CliError::new(Exit::Model, "there is no checkpoint to resume from").at(shown.to_string());
-                return Err(err.help(format!("halfmode train {argument}{given} --force")));
+        let is_empty = is_unused(&out);
+        if self.resumes() {
+            if self.resume_from.is_none() && newest_checkpoint(&out).is_none() {
+                // A run that began and died before its first checkpoint has its configuration there.
+                if !out.join("config.toml").is_file() {
+                    let err = CliError::new(Exit::Model, "there is no checkpoint to resume from").at(shown.to_string());
+                    let force = if is_empty { "" } else { " --force" };
+                    return Err(err.help(format!("halfmode train {argument}{given}{force}")));
+                }
+                output.note(&format!("{shown} holds no checkpoint yet: the run begins again"));
             }
             note_differences(&out, loaded, output);
         } else if !is_empty && !self.force {
@@ -49,13 +62,6 @@ impl OutArgs {
         }
         Ok(out)
     }
-}
-
-fn has_checkpoint(out: &Path) -> bool {
-    let folder = out.join("checkpoints");
-    let steps = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-    folder.join("latest").exists()
-        || steps.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
 }
 
 /// Tells what a resumed run does otherwise than before.
@@ -80,7 +86,7 @@ pub(crate) fn read_config(run: &Path) -> Result<JobConfig, CliError> {
         let err = CliError::new(Exit::Model, "the run's configuration cannot be read").at(path.display().to_string());
         err.why(why).help("halfmode train darcy")
     };
-    let text = std::fs::read_to_string(&path).map_err(|err| refuse(err.to_string()))?;
+    let text = read(&path, "config.toml").map_err(|err| refuse(err.what().to_owned()))?;
     toml::from_str(&text).map_err(|err| refuse(err.message().to_owned()))
 }
 

@@ -1,8 +1,9 @@
 //! Ctrl-C and SIGTERM: the first asks for a checkpoint and a clean end, a second one ends at once.
 
 use crate::cli::error::{CliError, Exit};
+use crate::cli::output::Output;
 use halfmode::train::job::StopReason;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +28,15 @@ impl Signals {
         Ok(signals)
     }
 
+    /// Ends the program where there is nothing to save: samples are made in parallel, with nobody to tell
+    /// it to. Files are written whole or not at all, so none is harmed.
+    pub(crate) fn exit_if_asked(&self, output: &Output, why: &str) {
+        if let Some(reason) = self.stop() {
+            output.note(why);
+            std::process::exit(stop_exit(reason) as i32);
+        }
+    }
+
     /// Whether to stop, and why.
     pub(crate) fn stop(&self) -> Option<StopReason> {
         if self.interrupt.load(Ordering::Relaxed) {
@@ -37,6 +47,12 @@ impl Signals {
             None
         }
     }
+}
+
+/// Makes a file that outgrows its limit an error of writing; unheard, the signal would end the program.
+pub(crate) fn survive_file_limits() -> Result<(), CliError> {
+    let heard = flag::register(SIGXFSZ, Arc::default());
+    heard.map(|_| ()).map_err(|err| CliError::new(Exit::Other, format!("cannot listen to signals: {err}")))
 }
 
 /// The exit code of a run that was stopped and saved.

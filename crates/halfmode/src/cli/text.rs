@@ -1,5 +1,7 @@
 //! Numbers and tables as text, and back.
 
+use std::path::Path;
+
 /// `1.21 GiB`.
 pub(crate) fn bytes(n: usize) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -38,6 +40,11 @@ pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
         return Err(format!("`{text}` is not a size of memory"));
     }
     Ok(bytes as usize)
+}
+
+/// A path for people and for JSON, which has no bytes that are not text.
+pub(crate) fn path(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// `3 h 2 min`, `4 min 5 s`, `12.3 s`.

@@ -4,10 +4,11 @@ use crate::cli::config_file::{self, ConfigArgs, Loaded};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::plan::{largest_batch, make_plan};
 use crate::cli::progress::{DataWatch, Watch};
-use crate::cli::run_dir::OutArgs;
+use crate::cli::run_dir::{OutArgs, read_config};
 use crate::cli::signals::{Signals, stop_exit};
 use crate::cli::{Context, environment, memory, text};
 use halfmode::precision::PrecisionPolicy;
+use halfmode::train::Error as TrainError;
 use halfmode::train::job::{
     DataConfig, DataShapes, FieldShape, JobConfig, JobError, JobPlan, Run, RunOptions, StopReason, Summary, load_data,
 };
@@ -40,11 +41,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
         let watch = DataWatch::new(&context.output);
         let progress = |what: &str, done: usize, n: usize| {
             watch.report(what, done, n);
-            if let Some(reason) = signals.stop() {
-                // Samples are made in parallel; there is nothing to save yet, and nobody to tell it to.
-                context.output.note("stopped before training began: nothing to save");
-                std::process::exit(stop_exit(reason) as i32);
-            }
+            signals.exit_if_asked(&context.output, "stopped before training began: nothing to save");
         };
         load_data(&loaded.config.data, &context.data_cache(), context.n_threads(), &progress)
     };
@@ -54,13 +51,15 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
     let options = RunOptions {
         out: out.clone(),
         resume: args.out.resume,
+        resume_from: args.out.resume_from.clone(),
         force: args.out.force,
         environment: environment::facts(context.n_threads()),
         n_plots: args.plots.into(),
     };
     let resume_help = format!("halfmode train {} --resume", out.display());
     let device = context.device()?;
-    let mut run = Run::new(loaded.config.clone(), &device, data, options).map_err(|err| loaded.explain(err))?;
+    let run = Run::new(loaded.config.clone(), &device, data, options);
+    let mut run = run.map_err(|err| explain_run(&loaded, argument, &out, err))?;
     let n_steps = run.trainer().steps_per_epoch() * loaded.config.train.epochs;
     let mut watch = Watch::new(&context.output, n_steps, run.trainer().state().step);
     let outcome = run.train(&mut watch, &|| signals.stop());
@@ -71,20 +70,20 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
             CliError::from(err)
                 .help(format!("halfmode train {argument} --out {shown}-2 --set optimizer.learning_rate={rate:e}"))
         }
-        _ => loaded.explain(err),
+        _ => explain_run(&loaded, argument, &out, err),
     })?;
 
     let best = out.join("checkpoints/best");
     let object = json!({
-        "run": out,
+        "run": text::path(&out),
         "stopped": stopped.map(|reason| match reason {
             StopReason::Interrupt => "interrupt",
             StopReason::Terminate => "terminate",
         }),
         "summary": summary,
-        "best": best.exists().then_some(&best),
-        "latest": out.join("checkpoints/latest"),
-        "report": out.join("report.html"),
+        "best": best.exists().then(|| text::path(&best)),
+        "latest": text::path(&out.join("checkpoints/latest")),
+        "report": text::path(&out.join("report.html")),
     });
     context.output.result(object, || end_table(&summary, &loaded.config, &out))?;
     if let Some(reason) = stopped {
@@ -92,6 +91,29 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
         return Ok(stop_exit(reason));
     }
     Ok(Exit::Done)
+}
+
+/// An error of a run, with the command that takes it up again.
+fn explain_run(loaded: &Loaded, argument: &str, out: &Path, err: JobError) -> CliError {
+    let shown = out.display();
+    let other_model = || read_config(out).is_ok_and(|before| before.model != loaded.config.model);
+    let help = match &err {
+        JobError::Resume { .. } if other_model() => Some(format!("halfmode train {shown} --resume")),
+        JobError::Resume { older: Some(older), .. } => {
+            Some(format!("halfmode train {argument} --out {shown} --resume-from {}", older.display()))
+        }
+        JobError::Resume { .. } => Some(format!("halfmode train {argument} --out {shown} --force")),
+        JobError::OutNotEmpty { .. } => Some(format!("halfmode train {argument} --out {shown} --resume")),
+        JobError::OutInUse { .. } => Some(format!("halfmode train {argument} --out {shown}-2")),
+        JobError::Train(TrainError::MetricsLine { path, .. }) => Some(format!("mv {0} {0}.damaged", path.display())),
+        // The disk is full, or may not be written: what was saved is still there.
+        JobError::Train(_) if out.join("config.toml").exists() => Some(format!("halfmode train {shown} --resume")),
+        JobError::Train(_) if out.is_dir() => Some(format!("halfmode train {argument} --out {shown} --force")),
+        JobError::Train(_) => Some(format!("halfmode train {argument} --out runs/{}", loaded.name)),
+        _ => None,
+    };
+    let err = loaded.explain(err);
+    help.map_or_else(|| err.clone(), |help| err.clone().or_help(help))
 }
 
 /// Refuses a job that the memory cannot hold, before hours are spent on data.

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+use halfmode::train::read_named;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -112,6 +113,33 @@ impl Done {
 pub(crate) fn has_keys(object: &Value, keys: &[&str]) {
     for key in keys {
         assert!(object.get(key).is_some(), "no `{key}` in {object}");
+    }
+}
+
+/// The tensors of a file, bit for bit.
+pub(crate) fn tensors(path: &Path) -> Vec<(String, Vec<u64>)> {
+    let (arrays, _) = read_named(path).unwrap();
+    let bits = |values: Vec<f64>| values.into_iter().map(f64::to_bits).collect();
+    arrays.into_iter().map(|(name, array)| (name, bits(array.to_f64()))).collect()
+}
+
+/// The tensors and the state of a run's newest checkpoint, without the time it took.
+pub(crate) fn latest(run: &Path) -> (Vec<(String, Vec<u64>)>, Value) {
+    let path = run.join("checkpoints/latest");
+    let mut state = read_named(&path).unwrap().1["state"].clone();
+    assert!(state.as_object_mut().unwrap().remove("seconds").is_some());
+    (tensors(&path), state)
+}
+
+/// Two runs came to the same weights and state, bit for bit.
+#[track_caller]
+pub(crate) fn assert_same_run(a: &Path, b: &Path) {
+    let (a, b) = (latest(a), latest(b));
+    assert_eq!(a.1, b.1);
+    let names = |it: &(Vec<(String, Vec<u64>)>, Value)| it.0.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b));
+    for ((name, a), (_, b)) in a.0.iter().zip(&b.0) {
+        assert!(a == b, "{name} differs");
     }
 }
 
