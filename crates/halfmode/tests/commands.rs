@@ -172,6 +172,7 @@ fn a_checkpoint_can_be_looked_into() {
     folder.run("train tiny.toml --plots 0").ok();
     let object = folder.json("inspect runs/tiny/checkpoints/latest");
     assert_eq!((&object["command"], &object["kind"]), (&json!("inspect"), &json!("safetensors")));
+    assert_eq!(folder.json("inspect runs/tiny"), object);
     let model = &object["model"];
     assert_eq!((&model["epoch"], &model["step"], &model["config"]["n_layers"]), (&json!(2), &json!(8), &json!(2)));
     assert_eq!(model["precision"]["preset"], "mixed");

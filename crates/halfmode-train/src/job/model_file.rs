@@ -96,20 +96,20 @@ pub(crate) fn read_model_file(path: &Path) -> Result<(BTreeMap<String, Array>, M
     let bad = |why: String| JobError::ModelFile { path: path.to_owned(), why };
     // The path is said once.
     let (arrays, metadata) = read_named(path).map_err(|err| match err {
-        crate::Error::Corrupt { reason, .. } => bad(format!("is not a readable safetensors file: {reason}")),
-        crate::Error::Io { source, .. } => bad(format!("cannot be read: {source}")),
+        crate::Error::Corrupt { reason, .. } => bad(format!("it is not a readable safetensors file: {reason}")),
+        crate::Error::Io { source, .. } => bad(format!("it cannot be read: {source}")),
         other => bad(other.to_string()),
     })?;
     if metadata.is_null() {
-        return Err(bad("has no `halfmode` metadata: it was not written by halfmode".to_owned()));
+        return Err(bad("it has no `halfmode` metadata: it was not written by halfmode".to_owned()));
     }
     let version = metadata.get("format_version").and_then(serde_json::Value::as_u64);
     if version != Some(FORMAT_VERSION) {
         let found = version.map_or("none".to_owned(), |it| it.to_string());
-        return Err(bad(format!("has format version {found}, this program reads {FORMAT_VERSION}")));
+        return Err(bad(format!("it has format version {found}, this program reads {FORMAT_VERSION}")));
     }
     let metadata =
-        serde_json::from_value(metadata).map_err(|err| bad(format!("has metadata that cannot be used: {err}")))?;
+        serde_json::from_value(metadata).map_err(|err| bad(format!("it has metadata that cannot be used: {err}")))?;
     Ok((arrays, metadata))
 }
 

@@ -4,12 +4,13 @@ use crate::cli::array_file::{ArrayFile, Kind};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{Context, text};
 use halfmode::precision::{Format, RangeStats};
+use halfmode::train::job::newest_checkpoint;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// A model, a checkpoint or data: .safetensors, .npz, .npy, .pt.
+    /// A model, a checkpoint, a run (its newest checkpoint) or data: .safetensors, .npz, .npy, .pt.
     file: PathBuf,
 }
 
@@ -107,7 +108,10 @@ fn model_line(model: &Value) -> String {
 }
 
 pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<Exit, CliError> {
-    let mut file = ArrayFile::open(&args.file)?;
+    // Of a run, what it would go on from.
+    let checkpoint = newest_checkpoint(&args.file).filter(|_| args.file.is_dir());
+    let path = checkpoint.as_ref().unwrap_or(&args.file);
+    let mut file = ArrayFile::open(path)?;
     let kind = file.kind();
     let mut rows = Vec::new();
     let mut unreadable = Vec::new();
@@ -126,7 +130,7 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<Exit, CliErro
     }
     let model = file.metadata().map(model_facts);
     let object = json!({
-        "file": text::path(&args.file),
+        "file": text::path(path),
         "kind": kind.name(),
         "model": model,
         "arrays": rows.iter().map(Row::json).collect::<Vec<_>>(),

@@ -43,10 +43,10 @@ fn bytes(folder: &Folder, name: &str, bytes: &[u8]) {
     std::fs::write(folder.join(name), bytes).unwrap();
 }
 
-/// `to` with the first half of the bytes of `from`.
+/// `to` with all but the last hundred bytes of `from`.
 fn cut(folder: &Folder, from: &str, to: &str) {
     let whole = std::fs::read(folder.join(from)).unwrap();
-    bytes(folder, to, &whole[..whole.len() / 2]);
+    bytes(folder, to, &whole[..whole.len() - 100]);
 }
 
 fn ramp(shape: &[usize]) -> ArrayD<f32> {
@@ -674,7 +674,6 @@ pub(crate) const CASES: &[Case] = &[
     case(RUN, "a run that is there", "halfmode train tiny.toml --out run", 2, &["is not empty", "--resume"], nothing),
     case(RUN, "a file", "halfmode train tiny.toml --out noise", 2, &["is a file"], nothing),
     case(RUN, "below a file", "halfmode train tiny.toml --out noise/run", 1, &["noise/run"], nothing),
-    case(RUN, "where nothing can be written", "halfmode train tiny.toml --out /proc/run", 1, &["/proc/run"], nothing),
     case(
         RUN,
         "nothing to resume",
@@ -775,14 +774,6 @@ pub(crate) const CASES: &[Case] = &[
         f.write("again/summary.json", "{")
     }),
     case(
-        RUN,
-        "diverged",
-        "halfmode train tiny.toml --out wild --plots 0 --set train.epochs=40 --set precision.preset=full --set 'scheduler={kind=\"step\",step_size=1,gamma=1e35}'",
-        5,
-        &["diverged", "wild/checkpoints/latest"],
-        nothing,
-    ),
-    case(
         MACHINE,
         "batch beyond the memory",
         "halfmode train tiny.toml --out other --set data.n_train=1000000 --set data.resolution=1024 --set train.batch_size=1000000",
@@ -852,6 +843,11 @@ pub(crate) const CASES: &[Case] = &[
 
 /// What takes more than one command: what happens, what must hold, and the test that shows it.
 pub(crate) const FAULTS: &[(&str, &str, &str)] = &[
+    (
+        "training diverges",
+        "exit 5, with the last good checkpoint and a smaller learning rate to try",
+        "train::a_run_that_diverges_names_its_checkpoint",
+    ),
     (
         "`kill -9` at 20 random moments of a run",
         "resumed each time, the run ends with the same weights, bit for bit",
