@@ -22,12 +22,16 @@ fn grads(device: &Device, params: &Params, precision: Precision, file_values: &[
 #[test]
 fn golden_adamw_complex() {
     let golden = Golden::load("adamw_complex");
-    for device in devices() {
-        for (kind, name) in KINDS.into_iter().zip(["torch", "neuralop"]) {
+    let full = PrecisionPolicy::full();
+    for (precision, policy, tolerance) in
+        [(Precision::F64, PrecisionPolicy::double(), 1e-10), (Precision::F32, full, 1e-6)]
+    {
+        for (device, kind, name) in
+            devices().iter().flat_map(|it| [(it, KINDS[0], "torch"), (it, KINDS[1], "neuralop")])
+        {
             let init = Init::Ones;
             let specs = vec![ParamSpec::real("w", &[3, 4], init), ParamSpec::spectral("z", &[3, 4], init)];
-            let policy = PrecisionPolicy::double();
-            let mut params = Params::new(&device, specs, &policy, 0).unwrap();
+            let mut params = Params::new(device, specs, &policy, 0).unwrap();
             for param in &mut params.list {
                 param.set_file_values(golden.get(&format!("in/{}", param.spec.name)).1).unwrap();
             }
@@ -37,11 +41,12 @@ fn golden_adamw_complex() {
                 // Scaled by a power of two and unscaled again: not a bit may change.
                 let values = ["w", "z"]
                     .map(|it| golden.get(&format!("in/{it}_grad{step}")).1.iter().map(|g| 64.0 * g).collect());
-                let grads = grads(&device, &params, Precision::F64, &values);
+                let grads = grads(device, &params, precision, &values);
                 optimiser.step(&mut params, &grads, 1.0 / 64.0).unwrap();
                 for param in &params.list {
                     let want = golden.get(&format!("f64/{name}/{}{step}", param.spec.name)).1;
-                    assert_close!(format!("{name} step {step}"), param.file_values().unwrap(), *want, 1e-10);
+                    let case = format!("{name} step {step} in {precision}");
+                    assert_close!(case, param.file_values().unwrap(), *want, tolerance);
                 }
             }
             assert_eq!(optimiser.n_steps(), 4);
