@@ -1,7 +1,8 @@
 //! The tape: an explicit list of ops in the order in which they ran.
 
 use crate::report::lives_anyway;
-use crate::{Cx, Error, MemoryReport, MemoryRow, Op, Result, Saved};
+use crate::watch::Watcher;
+use crate::{Cx, Error, MemoryReport, MemoryRow, Op, Result, Role, Saved, Sight};
 use halfmode_tensor::{Purpose, Tensor};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,7 +49,7 @@ impl Var {
 #[derive(Debug)]
 enum Node {
     Leaf(LeafId),
-    Op { op: Box<dyn Op>, inputs: Vec<Option<Source>>, saved: Saved, n_outputs: usize },
+    Op { op: Box<dyn Op>, call: usize, inputs: Vec<Option<Source>>, saved: Saved, n_outputs: usize },
 }
 
 /// Records ops in the order in which they ran. First order only; dropped after one backward pass.
@@ -59,6 +60,8 @@ pub struct Tape {
     nodes: Vec<Node>,
     n_leaves: usize,
     observed: Vec<(LeafId, Tensor)>,
+    n_calls: usize,
+    watcher: Option<Watcher>,
 }
 
 impl Tape {
@@ -67,7 +70,21 @@ impl Tape {
     pub fn new(cx: Cx) -> Self {
         // Identity only: tells variables of different tapes apart, never enters a number.
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Tape { cx, id: NEXT.fetch_add(1, Ordering::Relaxed), nodes: Vec::new(), n_leaves: 0, observed: Vec::new() }
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Tape { cx, id, nodes: Vec::new(), n_leaves: 0, observed: Vec::new(), n_calls: 0, watcher: None }
+    }
+
+    /// Shows `watcher` every output, every saved tensor and every gradient of an op's input that is no leaf,
+    /// when it is made. A tensor that the watcher clones stays as it is: ops that would work in its place
+    /// take a copy.
+    pub fn watch(&mut self, watcher: impl FnMut(Sight<'_>) + 'static) {
+        self.watcher = Some(Watcher(Box::new(watcher)));
+    }
+
+    fn show(&mut self, call: usize, op: &'static str, role: Role, tensor: &Tensor) {
+        if let Some(watcher) = &mut self.watcher {
+            (watcher.0)(Sight { call, op, role, tensor });
+        }
     }
 
     /// Where and in which formats ops run.
@@ -133,6 +150,14 @@ impl Tape {
         let values: SmallVec<[&Tensor; 16]> = inputs.iter().map(|it| &it.value).collect();
         let cx = Cx { save: tracked, ..self.cx.clone() };
         let (outputs, saved) = op.forward(&cx, &values)?;
+        let call = self.n_calls;
+        self.n_calls += 1;
+        for (idx, output) in outputs.iter().enumerate() {
+            self.show(call, op.name(), Role::Output(idx), output);
+        }
+        for entry in &saved.entries {
+            self.show(call, op.name(), Role::Saved(entry.role), &entry.tensor);
+        }
         let node = self.nodes.len();
         let vars = outputs
             .into_iter()
@@ -141,7 +166,7 @@ impl Tape {
         let vars: Vec<Var> = vars.collect();
         if tracked {
             let inputs = inputs.iter().map(|it| it.source).collect();
-            self.nodes.push(Node::Op { op, inputs, saved, n_outputs: vars.len() });
+            self.nodes.push(Node::Op { op, call, inputs, saved, n_outputs: vars.len() });
         }
         Ok(vars)
     }
@@ -225,13 +250,16 @@ impl Tape {
                     drop(saved);
                     self.release_leaves(&inputs, &mut n_uses, &mut grads, on_leaf)?;
                 }
-                Node::Op { op, inputs, saved, n_outputs } => {
+                Node::Op { op, call, inputs, saved, n_outputs } => {
                     slot.resize(n_outputs, None);
                     let needs: SmallVec<[bool; 8]> = inputs.iter().map(Option::is_some).collect();
                     let input_grads = op.backward(&cx, saved, &mut slot, &needs)?;
                     drop(slot);
-                    for (source, grad) in inputs.iter().zip(input_grads) {
+                    for (idx, (source, grad)) in inputs.iter().zip(input_grads).enumerate() {
                         if let (Some(source), Some(grad)) = (source, grad) {
+                            if matches!(self.nodes[source.node], Node::Op { .. }) {
+                                self.show(call, op.name(), Role::Gradient(idx), &grad);
+                            }
                             grads.add(*source, grad)?;
                         }
                     }

@@ -427,3 +427,30 @@ fn the_planning_device_counts_the_same() {
     let planned = step(&Device::meta(Target::Cpu { threads: 1 }));
     assert_eq!(ran, planned);
 }
+
+/// Every output and saved tensor, and the gradients that flow on to other ops: not those of leaves.
+#[test]
+fn a_watcher_sees_what_passes_by() {
+    let device = cpu();
+    let mut tape = Tape::new(cx(&device));
+    let seen: Events = Arc::default();
+    let sink = Arc::clone(&seen);
+    tape.watch(move |it| {
+        let line = format!("{} {} {:?} {:?}", it.call, it.op, it.role, values(it.tensor));
+        sink.lock().unwrap().push(line);
+    });
+    let (a, b) = (tape.leaf(tensor(&device, &[2.0])), tape.leaf(tensor(&device, &[3.0])));
+    let y = tape.apply(Product::default(), &[&a, &b]).unwrap();
+    let z = tape.apply(Product::default(), &[&y, &a]).unwrap();
+    tape.backward(z, 1.0, &mut |_, _| Ok(())).unwrap();
+    let want = [
+        "0 product Output(0) [6.0]",
+        "0 product Saved(\"a\") [2.0]",
+        "0 product Saved(\"b\") [3.0]",
+        "1 product Output(0) [12.0]",
+        "1 product Saved(\"a\") [6.0]",
+        "1 product Saved(\"b\") [2.0]",
+        "1 product Gradient(0) [2.0]",
+    ];
+    assert_eq!(*seen.lock().unwrap(), want);
+}

@@ -42,6 +42,25 @@ fn a_run_leaves_its_directory() {
     let environment: Value = serde_json::from_str(&read("environment.json")).unwrap();
     has_keys(&environment, &["halfmode", "cores", "threads", "command"]);
 
+    // The replay of a batch: every block and its spectrum, in half, near its replay in f32.
+    let precision: Value = serde_json::from_str(&read("precision.json")).unwrap();
+    let rows = precision["rows"].as_array().unwrap();
+    for (tensor, kind) in [("output", "output"), ("saved x_hat", "spectrum"), ("gradient", "gradient")] {
+        let of_kind: Vec<&Value> =
+            rows.iter().filter(|row| row["op"] == "fno_block 2" && row["tensor"] == tensor).collect();
+        let [row] = of_kind[..] else { panic!("{kind}: {of_kind:?}") };
+        assert_eq!(row["format"], "f16", "{row}");
+        let error = row["error"].as_f64().unwrap();
+        assert!(error > 1e-6 && error < 2e-2, "{row}");
+        let headroom = (65504.0 / row["absmax"].as_f64().unwrap()).log2();
+        assert!((row["headroom_bits"].as_f64().unwrap() - headroom).abs() < 1e-9, "{row}");
+    }
+    let (rounding, halving) = (&precision["rounding"], &precision["discretisation"]);
+    assert!(rounding.as_f64().unwrap() > 0.0 && halving["error"].as_f64().unwrap() > rounding.as_f64().unwrap());
+    assert_eq!((&halving["grid"][0], &halving["coarse"][0]), (&Value::from(16), &Value::from(8)));
+    let report = read("report.html");
+    assert!(report.contains("Precision, op by op") && report.contains("times below discretisation"));
+
     // What `plan` says before is what the run says after.
     let plan = folder.json("plan tiny.toml");
     let said = plan["configured"]["peak_bytes"].as_f64().unwrap();

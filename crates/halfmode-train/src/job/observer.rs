@@ -15,7 +15,7 @@ pub struct Evaluation {
 }
 
 /// JSON writes numbers that are not finite as null.
-fn nan_from_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+pub(crate) fn nan_from_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
@@ -43,6 +43,17 @@ pub struct EpochRecord {
     pub seconds: f64,
     /// The ledger's peak so far.
     pub peak_bytes: usize,
+}
+
+/// One line of `loss-scale.jsonl`: a step that was skipped or moved the loss scale.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScaleRecord {
+    /// Steps done since the start, this one included.
+    pub step: u64,
+    /// Loss scale from here on.
+    pub loss_scale: f64,
+    /// Whether a gradient was not finite.
+    pub skipped: bool,
 }
 
 /// Where a run is, for a progress line.

@@ -3,8 +3,8 @@
 use crate::job::model_file::{FORMAT_VERSION, Metadata};
 use crate::job::run_folder;
 use crate::job::{
-    EpochRecord, Evaluation, JobConfig, JobData, JobError, JobPlan, Observer, Progress, TrainState, Trainer, plan,
-    write_report,
+    EpochRecord, Evaluation, JobConfig, JobData, JobError, JobPlan, Observer, Progress, ScaleRecord, TrainState,
+    Trainer, plan, write_report,
 };
 use crate::pictures::{Field, prediction_png};
 use crate::{MetricsLog, atomic_write, write_named};
@@ -76,6 +76,7 @@ pub struct Run {
     plan: JobPlan,
     options: RunOptions,
     metrics: MetricsLog,
+    scales: MetricsLog,
     eval: BTreeMap<String, Evaluation>,
     /// The ledger's activation peak over training steps.
     peak_activation_bytes: usize,
@@ -108,19 +109,24 @@ impl Run {
         let metrics_path = out.join("metrics.jsonl");
         let newest = || run_folder::newest_checkpoint(out);
         let checkpoint = options.resume_from.clone().or_else(|| newest().filter(|_| options.resume));
-        let metrics = match checkpoint {
+        let scales_path = out.join("loss-scale.jsonl");
+        let up_to = |key: &'static str, last: u64| {
+            move |record: &serde_json::Map<String, serde_json::Value>| {
+                record.get(key).and_then(serde_json::Value::as_u64).is_some_and(|at| at <= last)
+            }
+        };
+        let (metrics, scales) = match checkpoint {
             Some(checkpoint) => {
                 let state = run_folder::restore(&mut trainer, out, &checkpoint)?;
                 atomic_write(out.join("config.toml"), text.as_bytes())?;
-                MetricsLog::resume(&metrics_path, |record| {
-                    record.get("epoch").and_then(serde_json::Value::as_u64).is_some_and(|epoch| epoch <= state.epoch)
-                })?
+                let metrics = MetricsLog::resume(&metrics_path, up_to("epoch", state.epoch))?;
+                (metrics, MetricsLog::resume(&scales_path, up_to("step", state.step))?)
             }
             None => {
                 run_folder::remove_checkpoints(out)?;
                 // The first file: it says that a run began here.
                 atomic_write(out.join("config.toml"), text.as_bytes())?;
-                MetricsLog::create(&metrics_path)?
+                (MetricsLog::create(&metrics_path)?, MetricsLog::create(&scales_path)?)
             }
         };
         let environment = serde_json::to_vec_pretty(&options.environment).unwrap_or_default();
@@ -131,7 +137,7 @@ impl Run {
         let (peak_activation_bytes, peak_bytes) =
             earlier.map_or((0, 0), |summary| (summary.peak_activation_bytes, summary.peak_bytes));
         let eval = BTreeMap::new();
-        Ok(Run { trainer, plan, options, metrics, eval, peak_activation_bytes, peak_bytes, _lock: lock })
+        Ok(Run { trainer, plan, options, metrics, scales, eval, peak_activation_bytes, peak_bytes, _lock: lock })
     }
 
     /// What planning said.
@@ -201,7 +207,9 @@ impl Run {
                     self.save(session)?;
                     return Ok(Some(reason));
                 }
-                self.trainer.step(indices)?;
+                let scale = self.trainer.loss_scale();
+                let step = self.trainer.step(indices)?;
+                self.note_scale(scale, step.applied)?;
                 self.trainer.state.batch += 1;
                 observer.step(&self.progress(session));
             }
@@ -259,6 +267,16 @@ impl Run {
     fn mean_loss(&self) -> f64 {
         let state = self.trainer.state();
         state.loss_sum / (state.loss_samples.max(1)) as f64
+    }
+
+    /// Logs a step that was skipped or moved the loss scale from `before`.
+    fn note_scale(&mut self, before: f64, applied: bool) -> Result<(), JobError> {
+        let scale = self.trainer.loss_scale();
+        if !applied || scale.to_bits() != before.to_bits() {
+            let step = self.trainer.state().step;
+            self.scales.append(&ScaleRecord { step, loss_scale: scale, skipped: !applied })?;
+        }
+        Ok(())
     }
 
     fn note_peaks(&mut self) {
@@ -358,6 +376,10 @@ impl Run {
         }
         let summary = self.write_summary(stopped.is_none())?;
         self.draw()?;
+        if stopped.is_none() {
+            let report = serde_json::to_vec_pretty(&self.trainer.precision_report()?).unwrap_or_default();
+            atomic_write(self.options.out.join("precision.json"), &report)?;
+        }
         write_report(&self.options.out)?;
         Ok(summary)
     }

@@ -1,8 +1,9 @@
 //! The report of a run, made from the files of its directory alone.
 
-use crate::job::{EpochRecord, JobConfig, JobError, LossKind, Summary};
+use crate::job::{EpochRecord, JobConfig, JobError, LossKind, PrecisionReport, ScaleRecord, Summary};
 use crate::pictures::{
-    Chart, Evaluation, Image, Line, LossScale, MemoryRow, Outcome, Report, Series, Table, YAxis, report_html,
+    Chart, Evaluation, Image, Line, LossScale, MemoryRow, OpPrecision, Outcome, Report, Series, Table, YAxis,
+    report_html,
 };
 use crate::{atomic_write, read_metrics};
 use std::collections::BTreeMap;
@@ -60,6 +61,7 @@ fn gather(out: &Path) -> Result<Report, JobError> {
         evaluation: evaluation(&config, &summary, &train_label),
         facts: facts(&config, &summary),
         precision: precision_table(&policy),
+        op_precision: op_precision(out),
         memory: memory_rows(out),
         memory_total: Some(MemoryRow {
             purpose: "total".to_owned(),
@@ -71,7 +73,9 @@ fn gather(out: &Path) -> Result<Report, JobError> {
         seconds: Some(summary.seconds),
         curves: charts(&records),
         panels: panels(out),
-        loss_scale: loss_scale(&records, policy.loss_scale != halfmode_precision::LossScale::None),
+        loss_scale: (policy.loss_scale != halfmode_precision::LossScale::None)
+            .then(|| loss_scale(out, policy.loss_scale.initial(), &summary))
+            .transpose()?,
         config: config_text,
         environment: environment.into_iter().collect(),
     })
@@ -208,17 +212,51 @@ fn charts(records: &[EpochRecord]) -> Vec<Chart> {
     vec![loss, error, rate]
 }
 
-fn loss_scale(records: &[EpochRecord], scaled: bool) -> Option<LossScale> {
-    let mut skipped = Vec::new();
-    let mut before = 0;
-    for record in records {
-        if record.skipped_steps > before {
-            skipped.push(record.epoch as f64);
+/// The loss scale from the first step to the last.
+fn loss_scale(out: &Path, initial: f64, summary: &Summary) -> Result<LossScale, JobError> {
+    let path = out.join("loss-scale.jsonl");
+    let events = if path.exists() { read_metrics(&path)? } else { Vec::new() };
+    let mut history = LossScale { scale: vec![(0.0, initial)], skipped: Vec::new() };
+    for event in events {
+        let event: ScaleRecord = serde_json::from_value(event.into()).map_err(|err| bad(&path, err))?;
+        history.scale.push((event.step as f64, event.loss_scale));
+        if event.skipped {
+            history.skipped.push(event.step as f64);
         }
-        before = record.skipped_steps;
     }
-    let scale = records.iter().map(|record| (record.epoch as f64, record.loss_scale)).collect();
-    scaled.then_some(LossScale { scale, skipped })
+    history.scale.push((summary.steps as f64, summary.final_loss_scale));
+    Ok(history)
+}
+
+/// The replay of one batch, where the run got as far.
+fn op_precision(out: &Path) -> OpPrecision {
+    let text = read(&out.join("precision.json")).ok();
+    let Some(report) = text.and_then(|text| serde_json::from_str::<PrecisionReport>(&text).ok()) else {
+        return OpPrecision::default();
+    };
+    let header = ["op", "tensor", "format", "absmax", "headroom", "flushed to 0", "subnormal", "saturated", "error"];
+    let mut rows = Table::new(header);
+    let share = |share: f64| if share > 0.0 { format!("{:.2} %", 100.0 * share) } else { "0".to_owned() };
+    for row in &report.rows {
+        rows.push([
+            row.op.clone(),
+            row.tensor.clone(),
+            row.format.clone(),
+            format!("{:.2e}", row.absmax),
+            row.headroom_bits.map_or_else(|| "–".to_owned(), |bits| format!("{bits:.1} bits")),
+            share(row.flushed),
+            share(row.subnormal),
+            share(row.saturated),
+            row.error.map_or_else(|| "–".to_owned(), |error| format!("{error:.1e}")),
+        ]);
+    }
+    let note = format!(
+        "{} training samples after the last step, replayed in f32 from the same weights; gradients carry the loss \
+         scale {}. Headroom: factors of two below the largest finite number. Error: relative L2 distance from the \
+         replay, all roundings up to there.",
+        report.n_samples, report.loss_scale
+    );
+    OpPrecision { sentence: report.sentence().unwrap_or_default(), rows, note }
 }
 
 fn panels(out: &Path) -> Vec<Image> {

@@ -179,6 +179,14 @@ impl Trainer {
         self.tests.iter().map(|test| test.shape.label.as_str())
     }
 
+    pub(crate) fn model(&self) -> &Fno {
+        &self.fno
+    }
+
+    pub(crate) fn train_set(&self) -> &FieldSet {
+        &self.train
+    }
+
     pub(crate) fn test(&self, idx: usize) -> &FieldSet {
         &self.tests[idx]
     }
@@ -207,7 +215,7 @@ impl Trainer {
         self.scheduler.learning_rate()
     }
 
-    fn loss(&self, tape: &mut Tape, prediction: &Var, target: &Var) -> halfmode_autograd::Result<Var> {
+    pub(crate) fn loss(&self, tape: &mut Tape, prediction: &Var, target: &Var) -> halfmode_autograd::Result<Var> {
         match self.config.train.loss {
             LossKind::L2 => {
                 let loss = LpLoss { p: 2.0, relative: true, reduction: Reduction::Sum, measure: 1.0 };

@@ -17,7 +17,7 @@ mod table;
 
 pub use curves::{Chart, Line, Marks, Series, YAxis, curves_svg};
 pub use field::{Field, Panel, Scale, abs_difference, panel_png, prediction_png};
-pub use report::{Evaluation, Image, LossScale, MemoryRow, Outcome, Report, report_html};
+pub use report::{Evaluation, Image, LossScale, MemoryRow, OpPrecision, Outcome, Report, report_html};
 pub use table::Table;
 
 /// Why a picture could not be drawn.

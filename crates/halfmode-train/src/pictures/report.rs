@@ -59,6 +59,17 @@ pub struct LossScale {
     pub skipped: Vec<f64>,
 }
 
+/// What the formats do to a batch, op by op.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct OpPrecision {
+    /// Rounding error beside discretisation error.
+    pub sentence: String,
+    /// One row per tensor.
+    pub rows: Table,
+    /// How to read the rows.
+    pub note: String,
+}
+
 /// A PNG picture with its caption.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Image {
@@ -83,6 +94,8 @@ pub struct Report {
     pub facts: Vec<(String, String)>,
     /// The precision policy: what is stored and summed in which format.
     pub precision: Table,
+    /// What the formats did to one batch.
+    pub op_precision: OpPrecision,
     /// Memory by purpose.
     pub memory: Vec<MemoryRow>,
     /// Memory of all purposes together: peaks at one moment, so less than the column's sum.
@@ -119,6 +132,7 @@ pub fn report_html(report: &Report) -> String {
         section("Predictions", &report.panels.iter().map(figure).collect::<String>()),
         section("Errors by resolution", &evaluation(&report.evaluation)),
         section("Loss scale and skipped steps", &report.loss_scale.as_ref().map_or(String::new(), loss_scale)),
+        section("Precision, op by op", &op_precision(&report.op_precision)),
         section("Memory by purpose", &memory(report)),
         section("Time", &time(report)),
         section("Run", &facts(&report.facts)),
@@ -288,6 +302,13 @@ fn loss_scale(history: &LossScale) -> String {
     format!("{}<p class=\"note\">{}</p>", charts(&[chart]), escape(&note))
 }
 
+fn op_precision(it: &OpPrecision) -> String {
+    let paragraph = |class: &str, text: &str| {
+        if text.is_empty() { String::new() } else { format!("<p class=\"{class}\">{}</p>", escape(text)) }
+    };
+    [paragraph("verdict", &it.sentence), table(&it.rows), paragraph("note", &it.note)].concat()
+}
+
 fn memory(report: &Report) -> String {
     if report.memory.is_empty() && report.memory_total.is_none() {
         return String::new();
@@ -390,6 +411,11 @@ mod tests {
                 },
             ],
             facts: strings(&[(text, text)]),
+            op_precision: OpPrecision {
+                sentence: "Rounding is below discretisation.".to_owned(),
+                rows: precision.clone(),
+                note: text.to_owned(),
+            },
             precision,
             memory: vec![MemoryRow { purpose: text.to_owned(), live: 0, peak: 86_016, planned: Some(86_016) }],
             memory_total: Some(MemoryRow { purpose: "total".to_owned(), live: 10, peak: 1 << 20, planned: None }),
@@ -438,6 +464,7 @@ mod tests {
             "skipped steps (1)",
             "data:image/png;base64,AQID",
             "never",
+            "Rounding is below discretisation.",
         ] {
             assert!(html.contains(part), "{part} is missing");
         }
