@@ -18,6 +18,7 @@ mod param;
 mod partial;
 mod pointwise;
 mod resize;
+mod row_map;
 mod rows;
 mod spectral_conv;
 

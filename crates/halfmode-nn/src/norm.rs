@@ -1,8 +1,11 @@
 //! Normalisation of fields by their own statistics.
 
+mod cpu;
+
 use crate::pointwise::{Grads, check_len, filled, rows_of, storage, weight_dtype};
+use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_tensor::{Purpose, Real, Tensor, with_real};
+use halfmode_tensor::{Device, Purpose, Target, Tensor};
 use smallvec::smallvec;
 
 /// What shares a mean and a variance.
@@ -34,31 +37,123 @@ pub struct FieldNorm(pub NormKind);
 
 const EPS: f64 = 1e-5;
 
-impl FieldNorm {
-    /// Calls `each` with the range of rows and of channels of everything that shares statistics.
-    fn groups(self, batch: usize, c: usize) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
-        let per_sample = if self.0 == NormKind::Instance { c } else { 1 };
-        (0..batch * per_sample).map(move |idx| {
-            let first = idx % per_sample;
-            (idx / per_sample, if per_sample == 1 { 0..c } else { first..first + 1 })
-        })
+/// Sizes of one call.
+pub(crate) struct Dims {
+    batch: usize,
+    /// Points of a sample.
+    rows: usize,
+    c: usize,
+    /// Whether each channel has statistics of its own.
+    per_channel: bool,
+}
+
+/// The kernels of normalisation. The default bodies are the definition, in double precision; a device
+/// overrides them.
+pub(crate) trait NormKernels {
+    /// Writes `y`, times weight plus bias where there are any.
+    fn norm_forward(&self, dims: &Dims, x: &Tensor, affine: Option<[&Tensor; 2]>, y: &mut Tensor) -> Result<()> {
+        dims.forward_by_definition(x, affine, y)
+    }
+
+    /// Writes the gradient of `x`; returns those of weight and bias.
+    fn norm_backward(
+        &self,
+        dims: &Dims,
+        [x, g]: [&Tensor; 2],
+        weight: Option<&Tensor>,
+        gx: &mut Tensor,
+    ) -> Result<[Vec<f64>; 2]> {
+        dims.backward_by_definition([x, g], weight, gx)
     }
 }
 
-/// The rows of sample `b`, restricted to `channels`.
-fn members<R: Real>(
-    values: &[R],
-    (b, rows, c): (usize, usize, usize),
-    channels: &std::ops::Range<usize>,
-) -> impl Iterator<Item = f64> + Clone {
-    let sample = &values[b * rows * c..(b + 1) * rows * c];
-    sample.chunks_exact(c).flat_map(move |row| row[channels.clone()].iter().map(|it| it.to_f64()))
+impl NormKernels for Device {
+    fn norm_forward(&self, dims: &Dims, x: &Tensor, affine: Option<[&Tensor; 2]>, y: &mut Tensor) -> Result<()> {
+        match self.target() {
+            Target::Cpu { .. } => cpu::forward(self, dims, x, affine, y),
+        }
+    }
+
+    fn norm_backward(
+        &self,
+        dims: &Dims,
+        operands: [&Tensor; 2],
+        weight: Option<&Tensor>,
+        gx: &mut Tensor,
+    ) -> Result<[Vec<f64>; 2]> {
+        match self.target() {
+            Target::Cpu { .. } => cpu::backward(self, dims, operands, weight, gx),
+        }
+    }
 }
 
-/// Mean and reciprocal standard deviation.
-fn statistics(values: impl Iterator<Item = f64> + Clone, n: usize) -> (f64, f64) {
-    let mean = values.clone().sum::<f64>() / n as f64;
-    let var = values.map(|it| (it - mean) * (it - mean)).sum::<f64>() / n as f64;
+impl Dims {
+    fn new(kind: NormKind, x: &Tensor) -> Self {
+        let (rows, c) = rows_of(x);
+        let batch = x.shape().first().copied().unwrap_or(1).max(1);
+        Dims { batch, rows: rows / batch, c, per_channel: kind == NormKind::Instance }
+    }
+
+    /// The places of everything that shares statistics, group by group.
+    fn groups(&self) -> impl Iterator<Item = Vec<usize>> {
+        let Dims { batch, rows, c, per_channel } = *self;
+        let per_sample = if per_channel { c } else { 1 };
+        (0..batch * per_sample).map(move |idx| {
+            let channels = if per_channel { idx % c..idx % c + 1 } else { 0..c };
+            let row = move |row: usize| ((idx / per_sample) * rows + row) * c;
+            (0..rows).flat_map(|at| channels.clone().map(move |channel| row(at) + channel)).collect()
+        })
+    }
+
+    fn forward_by_definition(&self, x: &Tensor, affine: Option<[&Tensor; 2]>, y: &mut Tensor) -> Result<()> {
+        let x = x.to_vec::<f64>()?;
+        let affine = affine.map(|it| Ok::<_, Error>([it[0].to_vec::<f64>()?, it[1].to_vec::<f64>()?])).transpose()?;
+        let mut out = vec![0.0; x.len()];
+        for group in self.groups() {
+            let (mean, rstd) = statistics(&x, &group);
+            for at in group {
+                let [w, b] = affine.as_ref().map_or([1.0, 0.0], |[w, b]| [w[at % self.c], b[at % self.c]]);
+                out[at] = (x[at] - mean) * rstd * w + b;
+            }
+        }
+        Ok(y.copy_from_slice(&out)?)
+    }
+
+    fn backward_by_definition(
+        &self,
+        [x, g]: [&Tensor; 2],
+        weight: Option<&Tensor>,
+        gx: &mut Tensor,
+    ) -> Result<[Vec<f64>; 2]> {
+        let (x, g) = (x.to_vec::<f64>()?, g.to_vec::<f64>()?);
+        let w = weight.map(|w| w.to_vec::<f64>()).transpose()?.unwrap_or_else(|| vec![1.0; self.c]);
+        let (mut grad_w, mut grad_b, mut out) = (vec![0.0; self.c], vec![0.0; self.c], vec![0.0; x.len()]);
+        for group in self.groups() {
+            let (mean, rstd) = statistics(&x, &group);
+            let x_hat = |at: usize| (x[at] - mean) * rstd;
+            let (mut sum, mut product) = (0.0, 0.0);
+            for &at in &group {
+                let channel = at % self.c;
+                grad_w[channel] += g[at] * x_hat(at);
+                grad_b[channel] += g[at];
+                sum += g[at] * w[channel];
+                product += g[at] * w[channel] * x_hat(at);
+            }
+            let n = group.len() as f64;
+            for at in group {
+                out[at] = rstd * (g[at] * w[at % self.c] - (sum + x_hat(at) * product) / n);
+            }
+        }
+        gx.copy_from_slice(&out)?;
+        Ok([grad_w, grad_b])
+    }
+}
+
+/// Mean and reciprocal standard deviation of the values at these places.
+fn statistics(values: &[f64], places: &[usize]) -> (f64, f64) {
+    let n = places.len() as f64;
+    let mean = places.iter().map(|&at| values[at]).sum::<f64>() / n;
+    let var = places.iter().map(|&at| (values[at] - mean).powi(2)).sum::<f64>() / n;
     (mean, 1.0 / (var + EPS).sqrt())
 }
 
@@ -75,36 +170,21 @@ impl Op for FieldNorm {
             NormKind::Instance => (self.expect_inputs::<1>(inputs)?[0], None),
             NormKind::Group => {
                 let [x, weight, bias] = self.expect_inputs(inputs)?;
-                (x, Some((weight, bias)))
+                (x, Some([weight, bias]))
             }
         };
-        let (rows, c) = rows_of(x);
-        let batch = x.shape().first().copied().unwrap_or(1).max(1);
-        let rows = rows / batch;
-        let run = || -> crate::Result<Tensor> {
-            if let Some((weight, bias)) = affine {
-                check_len(self.name(), "weight", weight, c)?;
-                check_len(self.name(), "bias", bias, c)?;
+        let dims = Dims::new(self.0, x);
+        let run = || -> Result<Tensor> {
+            for (operand, tensor) in ["weight", "bias"].into_iter().zip(affine.iter().flatten()) {
+                check_len(self.name(), operand, tensor, dims.c)?;
             }
-            with_real!(cx.policy.pointwise.accumulate, R => filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
-                let x = x.to_vec::<R>()?;
-                let mut y = x.clone();
-                let affine = affine.map(|(w, b)| Ok::<_, crate::Error>((w.to_vec::<f64>()?, b.to_vec::<f64>()?))).transpose()?;
-                for (b, channels) in self.groups(batch, c) {
-                    let (mean, rstd) = statistics(members(&x, (b, rows, c), &channels), rows * channels.len());
-                    for row in y[b * rows * c..(b + 1) * rows * c].chunks_exact_mut(c) {
-                        for (channel, y) in channels.clone().zip(&mut row[channels.clone()]) {
-                            let (w, b) = affine.as_ref().map_or((1.0, 0.0), |(w, b)| (w[channel], b[channel]));
-                            *y = R::from_f64((y.to_f64() - mean) * rstd * w + b);
-                        }
-                    }
-                }
-                Ok(y)
-            }))
+            let mut y = cx.device.alloc_unwritten(x.shape().clone(), storage(cx), Purpose::Activation)?;
+            cx.device.norm_forward(&dims, x, affine, &mut y)?;
+            Ok(y)
         };
         let y = run().map_err(|err| err.in_op(self.name()))?;
         let mut saved = Saved::new(self.name()).keep(cx, "x", x)?;
-        if let Some((weight, _)) = affine {
+        if let Some([weight, _]) = affine {
             saved = saved.share(cx, "weight", weight);
         }
         Ok((smallvec![y], saved))
@@ -113,47 +193,75 @@ impl Op for FieldNorm {
     fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
         let x = saved.take("x")?;
         let weight = saved.take("weight").ok();
-        let n_inputs = if weight.is_some() { 3 } else { 1 };
-        let Some(g) = grads[0].take() else { return Ok(vec![None; n_inputs]) };
-        let (rows, c) = rows_of(&x);
-        let batch = x.shape().first().copied().unwrap_or(1).max(1);
-        let rows = rows / batch;
-        let (mut grad_w, mut grad_b) = (vec![0.0; c], vec![0.0; c]);
-        let run = || -> crate::Result<Vec<Option<Tensor>>> {
-            let gx = with_real!(cx.policy.pointwise.accumulate, R => filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
-                let (x, g) = (x.to_vec::<R>()?, g.to_vec::<R>()?);
-                let w = weight.as_ref().map(|w| w.to_vec::<f64>()).transpose()?.unwrap_or_else(|| vec![1.0; c]);
-                let mut gx = vec![R::ZERO; x.len()];
-                for (b, channels) in self.groups(batch, c) {
-                    let n = (rows * channels.len()) as f64;
-                    let (mean, rstd) = statistics(members(&x, (b, rows, c), &channels), rows * channels.len());
-                    let sample = b * rows * c..(b + 1) * rows * c;
-                    let (mut sum, mut product) = (0.0, 0.0);
-                    for (x, g) in x[sample.clone()].chunks_exact(c).zip(g[sample.clone()].chunks_exact(c)) {
-                        for channel in channels.clone() {
-                            let (x_hat, g) = ((x[channel].to_f64() - mean) * rstd, g[channel].to_f64());
-                            grad_w[channel] += g * x_hat;
-                            grad_b[channel] += g;
-                            sum += g * w[channel];
-                            product += g * w[channel] * x_hat;
-                        }
-                    }
-                    let lines = x[sample.clone()].chunks_exact(c).zip(g[sample.clone()].chunks_exact(c));
-                    for ((x, g), gx) in lines.zip(gx[sample].chunks_exact_mut(c)) {
-                        for channel in channels.clone() {
-                            let (x_hat, g) = ((x[channel].to_f64() - mean) * rstd, g[channel].to_f64());
-                            gx[channel] = R::from_f64(rstd * (g * w[channel] - (sum + x_hat * product) / n));
-                        }
-                    }
-                }
-                Ok(gx)
-            }))?;
+        let Some(g) = grads[0].take() else { return Ok(vec![None; if weight.is_some() { 3 } else { 1 }]) };
+        let run = || -> Result<Vec<Option<Tensor>>> {
+            let mut gx = cx.device.alloc_unwritten(x.shape().clone(), storage(cx), Purpose::Activation)?;
+            let sums = cx.device.norm_backward(&Dims::new(self.0, &x), [&x, &g], weight.as_ref(), &mut gx)?;
             let Some(weight) = &weight else { return Ok(vec![Some(gx)]) };
             let of_weight = |values: Vec<f64>| {
-                filled::<f64>(&cx.device, weight.shape(), weight_dtype(cx), Purpose::Grad, || Ok(values))
+                filled::<f64>(&cx.device, weight.shape(), weight_dtype(cx), Purpose::Grad, || Ok(values)).map(Some)
             };
-            Ok(vec![Some(gx), Some(of_weight(grad_w)?), Some(of_weight(grad_b)?)])
+            let [grad_w, grad_b] = sums;
+            Ok(vec![Some(gx), of_weight(grad_w)?, of_weight(grad_b)?])
         };
         run().map_err(|err| err.in_op(self.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfmode_precision::{DType, Precision};
+
+    /// Runs the default bodies.
+    struct Definition;
+    impl NormKernels for Definition {}
+
+    fn tensor(device: &Device, shape: &[usize], precision: Precision, (seed, mean): (usize, f64)) -> Tensor {
+        let n = shape.iter().product::<usize>();
+        let values: Vec<f64> =
+            (0..n).map(|i| mean + 2.0 * ((i + 1) as f64 * 0.754_877_666 + seed as f64 * 0.1).fract() - 1.0).collect();
+        Tensor::from_slice(device, &values, shape, precision, Purpose::Workspace).unwrap()
+    }
+
+    fn distance(a: &[f64], b: &[f64]) -> f64 {
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+        norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-300)
+    }
+
+    #[test]
+    fn the_override_computes_what_the_default_bodies_say() {
+        let device = Device::cpu(2).unwrap();
+        for shape in [[1, 5, 1, 3], [2, 7, 11, 1], [3, 16, 16, 5], [2, 1, 130, 17]] {
+            for kind in [NormKind::Instance, NormKind::Group] {
+                for (precision, tolerance) in [
+                    (Precision::F64, 1e-12),
+                    // Sums of tiles in f32, of up to 64 values of size 30 with deviation 0.6.
+                    (Precision::F32, 64.0 * 2f64.powi(-24) * 50.0),
+                ] {
+                    let make = |seed: usize, mean: f64| tensor(&device, &shape, precision, (seed, mean));
+                    let (x, g) = (make(1, 30.0), make(2, 0.3));
+                    let [w, b] = [3, 4].map(|seed| tensor(&device, &shape[3..], precision, (seed, 0.5)));
+                    let affine = (kind == NormKind::Group).then_some([&w, &b]);
+                    let weight = affine.map(|it| it[0]);
+                    let like = || device.alloc(x.shape().clone(), DType::real(precision), Purpose::Workspace).unwrap();
+                    let (mut y, mut want_y, mut gx, mut want_gx) = (like(), like(), like(), like());
+                    let dims = Dims::new(kind, &x);
+                    device.norm_forward(&dims, &x, affine, &mut y).unwrap();
+                    Definition.norm_forward(&dims, &x, affine, &mut want_y).unwrap();
+                    let sums = device.norm_backward(&dims, [&x, &g], weight, &mut gx).unwrap();
+                    let want_sums = Definition.norm_backward(&dims, [&x, &g], weight, &mut want_gx).unwrap();
+                    let values = |it: &Tensor| it.to_vec::<f64>().unwrap();
+                    for (what, error) in [
+                        ("y", distance(&values(&y), &values(&want_y))),
+                        ("gx", distance(&values(&gx), &values(&want_gx))),
+                        ("gw", distance(&sums[0], &want_sums[0])),
+                        ("gb", distance(&sums[1], &want_sums[1])),
+                    ] {
+                        assert!(error <= tolerance, "{what} {kind:?} {precision} {shape:?}: {error:.2e}");
+                    }
+                }
+            }
+        }
     }
 }

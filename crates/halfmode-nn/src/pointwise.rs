@@ -1,7 +1,8 @@
 //! Elementwise ops and dense layers on channels-last values: the pieces of the readable
 //! compositions that fused ops are tested against.
 
-use crate::rows::{add_bias, add_column_sums, linear, linear_grad_w, linear_grad_x};
+use crate::row_map::{map_rows, sum_rows};
+use crate::rows::{add_bias, add_column_products, add_column_sums, linear, linear_grad_w, linear_grad_x, scale_by};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::DType;
@@ -185,9 +186,9 @@ pub(crate) fn check_len(op: &'static str, operand: &'static str, w: &Tensor, exp
     Err(Error::Shape { op, operand, expected: Shape::from([expected]), found: w.shape().clone() })
 }
 
-/// Runs `work` on whole tensors in the accumulator; these ops are references, not fast paths.
+/// A small tensor as accumulators; nothing where kernels do not run.
 fn whole<R: Real>(tensor: &Tensor) -> Result<Vec<R>> {
-    Ok(tensor.to_vec::<R>()?)
+    if tensor.device().launches() { Ok(tensor.to_vec::<R>()?) } else { Ok(Vec::new()) }
 }
 
 /// A new tensor filled by `fill` where kernels run.
@@ -216,40 +217,38 @@ impl Op for ChannelGate {
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
         let [x, gate] = self.expect_inputs(inputs)?;
-        let (_, c) = rows_of(x);
-        let name = self.name();
-        check_len(name, "gate", gate, c).map_err(|err| err.in_op(name))?;
-        let y = with_real!(cx.policy.pointwise.storage, R => filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
-            let (mut y, gate) = (whole::<R>(x)?, whole::<R>(gate)?);
-            y.chunks_exact_mut(c).for_each(|row| row.iter_mut().zip(&gate).for_each(|(y, gate)| *y *= *gate));
-            Ok(y)
-        }));
-        let y = y.map_err(|err| err.in_op(name))?;
-        Ok((smallvec![y], Saved::new(name).keep(cx, "x", x)?.share(cx, "gate", gate)))
+        let run = || -> Result<Tensor> {
+            check_len(self.name(), "gate", gate, rows_of(x).1)?;
+            with_real!(cx.policy.pointwise.storage, R => {
+                let gate = whole::<R>(gate)?;
+                map_rows(&cx.device, [x], (x.shape(), storage(cx)), |[x], y| gate_rows(x, &gate, y))
+            })
+        };
+        let y = run().map_err(|err| err.in_op(self.name()))?;
+        Ok((smallvec![y], Saved::new(self.name()).keep(cx, "x", x)?.share(cx, "gate", gate)))
     }
 
     fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
         let (x, gate) = (saved.take("x")?, saved.take("gate")?);
         let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
-        let c = gate.numel();
         let run = || -> Result<Vec<Option<Tensor>>> {
             with_real!(cx.policy.pointwise.storage, R => {
-                let gx = filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
-                    let (mut g, gate) = (whole::<R>(&g)?, whole::<R>(&gate)?);
-                    g.chunks_exact_mut(c).for_each(|row| row.iter_mut().zip(&gate).for_each(|(g, gate)| *g *= *gate));
-                    Ok(g)
+                let wide = whole::<R>(&gate)?;
+                let sums = sum_rows::<R, 2, 1>(&cx.device, [&g, &x], [gate.shape()], |[g, x], sums| {
+                    add_column_products(g, x, sums[0]);
                 })?;
-                let g_gate = filled::<R>(&cx.device, gate.shape(), weight_dtype(cx), Purpose::Grad, || {
-                    let (mut g, x, mut sums) = (whole::<R>(&g)?, whole::<R>(&x)?, vec![R::ZERO; c]);
-                    g.iter_mut().zip(x).for_each(|(g, x)| *g *= x);
-                    add_column_sums(&g, &mut sums);
-                    Ok(sums)
-                })?;
-                Ok(vec![Some(gx), Some(g_gate)])
+                let gx = map_rows(&cx.device, [&g], (x.shape(), storage(cx)), |[g], gx| gate_rows(g, &wide, gx))?;
+                Ok(std::iter::once(gx).chain(sums).map(Some).collect())
             })
         };
         run().map_err(|err| err.in_op(self.name()))
     }
+}
+
+/// `y[row, c] = gate[c] * x[row, c]`
+fn gate_rows<R: Real>(x: &[R], gate: &[R], y: &mut [R]) {
+    y.copy_from_slice(x);
+    y.chunks_exact_mut(gate.len().max(1)).for_each(|row| scale_by(row, gate));
 }
 
 impl Op for ChannelBias {
@@ -259,30 +258,30 @@ impl Op for ChannelBias {
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
         let [x, bias] = self.expect_inputs(inputs)?;
-        let (_, c) = rows_of(x);
-        let name = self.name();
-        check_len(name, "bias", bias, c).map_err(|err| err.in_op(name))?;
-        let y = with_real!(cx.policy.pointwise.storage, R => filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
-            let (mut y, bias) = (whole::<R>(x)?, whole::<R>(bias)?);
-            add_bias(&mut y, &bias);
-            Ok(y)
-        }));
-        let y = y.map_err(|err| err.in_op(name))?;
-        Ok((smallvec![y], Saved::new(name).share(cx, "bias", bias)))
+        let run = || -> Result<Tensor> {
+            check_len(self.name(), "bias", bias, rows_of(x).1)?;
+            with_real!(cx.policy.pointwise.storage, R => {
+                let bias = whole::<R>(bias)?;
+                map_rows(&cx.device, [x], (x.shape(), storage(cx)), |[x], y| {
+                    y.copy_from_slice(x);
+                    add_bias(y, &bias);
+                })
+            })
+        };
+        let y = run().map_err(|err| err.in_op(self.name()))?;
+        Ok((smallvec![y], Saved::new(self.name()).share(cx, "bias", bias)))
     }
 
     fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
         let bias = saved.take("bias")?;
         let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
-        let run = || -> Result<Tensor> {
-            with_real!(cx.policy.pointwise.storage, R => filled::<R>(&cx.device, bias.shape(), weight_dtype(cx), Purpose::Grad, || {
-                let mut sums = vec![R::ZERO; bias.numel()];
-                add_column_sums(&whole::<R>(&g)?, &mut sums);
-                Ok(sums)
-            }))
+        let run = || -> Result<Vec<Tensor>> {
+            with_real!(cx.policy.pointwise.storage, R => {
+                sum_rows::<R, 1, 1>(&cx.device, [&g], [bias.shape()], |[g], sums| add_column_sums(g, sums[0]))
+            })
         };
-        let g_bias = run().map_err(|err| err.in_op(self.name()))?;
-        Ok(vec![Some(g), Some(g_bias)])
+        let sums = run().map_err(|err| err.in_op(self.name()))?;
+        Ok(std::iter::once(g).chain(sums).map(Some).collect())
     }
 }
 
@@ -293,41 +292,38 @@ impl Op for Linear {
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
         let [x, w] = self.expect_inputs(inputs)?;
-        let (rows, c_in) = rows_of(x);
+        let c_in = rows_of(x).1;
         let c_out = w.shape().first().copied().unwrap_or(0);
-        let name = self.name();
-        check_len(name, "weight", w, c_in * c_out).map_err(|err| err.in_op(name))?;
         let mut shape = x.shape().to_vec();
         if let Some(channels) = shape.last_mut() {
             *channels = c_out;
         }
         let shape = Shape::from(shape);
-        let y = with_real!(cx.policy.pointwise.storage, R => filled::<R>(&cx.device, &shape, storage(cx), Purpose::Activation, || {
-            let mut y = vec![R::ZERO; rows * c_out];
-            linear(&whole::<R>(x)?, &whole::<R>(w)?, &mut y, (c_in, c_out), R::ZERO);
-            Ok(y)
-        }));
-        let y = y.map_err(|err| err.in_op(name))?;
-        Ok((smallvec![y], Saved::new(name).keep(cx, "x", x)?.share(cx, "weight", w)))
+        let run = || -> Result<Tensor> {
+            check_len(self.name(), "weight", w, c_in * c_out)?;
+            with_real!(cx.policy.pointwise.storage, R => {
+                let w = whole::<R>(w)?;
+                map_rows(&cx.device, [x], (&shape, storage(cx)), |[x], y| linear(x, &w, y, (c_in, c_out), R::ZERO))
+            })
+        };
+        let y = run().map_err(|err| err.in_op(self.name()))?;
+        Ok((smallvec![y], Saved::new(self.name()).keep(cx, "x", x)?.share(cx, "weight", w)))
     }
 
     fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
         let (x, w) = (saved.take("x")?, saved.take("weight")?);
         let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
-        let ((_, c_in), (_, c_out)) = (rows_of(&x), rows_of(&g));
+        let (c_in, c_out) = (rows_of(&x).1, rows_of(&g).1);
         let run = || -> Result<Vec<Option<Tensor>>> {
             with_real!(cx.policy.pointwise.storage, R => {
-                let gx = filled::<R>(&cx.device, x.shape(), storage(cx), Purpose::Activation, || {
-                    let mut gx = vec![R::ZERO; x.numel()];
-                    linear_grad_x(&whole::<R>(&g)?, &whole::<R>(&w)?, &mut gx, (c_in, c_out), R::ZERO);
-                    Ok(gx)
+                let wide = whole::<R>(&w)?;
+                let sums = sum_rows::<R, 2, 1>(&cx.device, [&g, &x], [w.shape()], |[g, x], sums| {
+                    linear_grad_w(g, x, sums[0], (c_in, c_out));
                 })?;
-                let gw = filled::<R>(&cx.device, w.shape(), weight_dtype(cx), Purpose::Grad, || {
-                    let mut gw = vec![R::ZERO; w.numel()];
-                    linear_grad_w(&whole::<R>(&g)?, &whole::<R>(&x)?, &mut gw, (c_in, c_out));
-                    Ok(gw)
+                let gx = map_rows(&cx.device, [&g], (x.shape(), storage(cx)), |[g], gx| {
+                    linear_grad_x(g, &wide, gx, (c_in, c_out), R::ZERO);
                 })?;
-                Ok(vec![Some(gx), Some(gw)])
+                Ok(std::iter::once(gx).chain(sums).map(Some).collect())
             })
         };
         run().map_err(|err| err.in_op(self.name()))

@@ -98,6 +98,17 @@ pub(crate) fn gate_grads<R: Real>(g: &[R], gate: &[R], x: &[R], gx: &mut [R], su
                     *gx = *gate * *g;
                 }
             }
+        },
+    );
+    add_column_products(g, x, sums);
+}
+
+/// `sums[c] += sum over rows of g[row, c] x[row, c]`
+pub(crate) fn add_column_products<R: Real>(g: &[R], x: &[R], sums: &mut [R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            let c = sums.len();
             for block in blocks(c) {
                 let mut lanes = [R::ZERO; LANES];
                 lanes[..block.len()].copy_from_slice(&sums[block.clone()]);
