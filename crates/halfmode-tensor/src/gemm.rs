@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "the gemm crate and the AVX-512 kernel take raw pointers")]
 
 #[cfg(target_arch = "x86_64")]
-use crate::avx512;
+use crate::{avx512, features::uses_avx512};
 #[cfg(target_arch = "x86_64")]
 use std::cell::RefCell;
 
@@ -116,7 +116,7 @@ pub(crate) fn product_f32(
     scale: f32,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
+    if uses_avx512() {
         check(dims, &a, &b, &c);
         if let Some(small) = Small::new(dims, &a, &b, &c) {
             small.run(c.data, keep, scale);

@@ -6,6 +6,7 @@ mod avx512;
 mod device;
 mod edges;
 mod error;
+mod features;
 mod fold;
 mod gemm;
 mod ledger;
@@ -21,6 +22,7 @@ mod view;
 
 pub use device::{CpuDevice, Device, MetaDevice, Target};
 pub use error::Error;
+pub use features::uses_avx512;
 pub use fold::{add_sub, add_sub_in_place, even_rows, fold_rows, narrow_add_sub, odd_rows, unfold_rows};
 pub use gemm::{Mat, MatMut};
 pub use ledger::{Ledger, MemoryStats, Purpose, Usage};

@@ -2,7 +2,7 @@
 
 use crate::gemm::{self, Mat, MatMut};
 use crate::view::{View, ViewMut};
-use crate::{math, scratch, simd};
+use crate::{features, math, scratch, simd};
 use half::{bf16, f16};
 use halfmode_precision::Precision;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
@@ -77,7 +77,7 @@ pub trait Real:
     fn tanh(x: &mut [Self]);
     /// Runs `work` with the processor's vector instructions enabled for what is inlined into it.
     fn vectorised<T>(work: impl FnOnce() -> T) -> T {
-        pulp::Arch::new().dispatch(work)
+        features::vectors().dispatch(work)
     }
     #[doc(hidden)]
     fn take_scratch() -> Vec<Self>;

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "AVX-512 conversion intrinsics have no safe equivalent")]
 
+use crate::features::uses_avx512;
 use crate::math::GeluTable;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -10,7 +11,7 @@ use half::slice::HalfFloatSliceExt;
 pub(crate) fn widen_f16(src: &[f16], dst: &mut [f32]) {
     assert_eq!(src.len(), dst.len());
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
+    if uses_avx512() {
         // SAFETY: AVX-512F was just found on this processor.
         unsafe { avx512::widen(src, dst) };
         return;
@@ -22,7 +23,7 @@ pub(crate) fn widen_f16(src: &[f16], dst: &mut [f32]) {
 pub(crate) fn narrow_f16(src: &[f32], dst: &mut [f16]) {
     assert_eq!(src.len(), dst.len());
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
+    if uses_avx512() {
         // SAFETY: AVX-512F was just found on this processor.
         unsafe { avx512::narrow(src, dst) };
         return;
@@ -40,7 +41,7 @@ pub(crate) fn fold_f16(
     odd: &mut [f32],
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
+    if uses_avx512() {
         // SAFETY: AVX-512F was just found on this processor.
         unsafe { avx512::fold(src, n, (stride, width), even, odd) };
         return true;
@@ -52,7 +53,7 @@ pub(crate) fn fold_f16(
 pub(crate) fn gelu(x: &mut [f32]) {
     let table = GeluTable::get();
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
+    if uses_avx512() {
         // SAFETY: AVX-512F was just found on this processor.
         unsafe { avx512::gelu(table, x) };
         return;
@@ -67,7 +68,7 @@ pub(crate) fn gelu_both(x: &mut [f32], slope: &mut [f32]) {
     assert_eq!(x.len(), slope.len());
     let table = GeluTable::get();
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
+    if uses_avx512() {
         // SAFETY: AVX-512F was just found on this processor.
         unsafe { avx512::gelu_both(table, x, slope) };
         return;

@@ -181,3 +181,22 @@ fn files_are_trained_on_and_channels_may_be_anywhere() {
     std::fs::remove_file(folder.join("train.npz")).unwrap();
     folder.run("train files.toml --out other").exits(4).says(&["train.npz", "help: halfmode data generate"]);
 }
+
+/// The portable kernels train the same model, up to roundings.
+#[test]
+fn portable_kernels_train_the_same_model() {
+    let folder = Folder::tiny("portable");
+    folder.run("train tiny.toml --out fast --plots 0").ok();
+    let mut command = folder.command("train tiny.toml --out portable --plots 0");
+    Done::of("portable", command.env("HALFMODE_PORTABLE", "1").output().unwrap()).ok();
+    let errors = |run: &str| {
+        let summary = std::fs::read_to_string(folder.join(run).join("summary.json")).unwrap();
+        let summary: Value = serde_json::from_str(&summary).unwrap();
+        summary["eval"]["16"]["l2"].as_f64().unwrap()
+    };
+    let (fast, portable) = (errors("fast"), errors("portable"));
+    assert!((fast / portable - 1.0).abs() < 1e-2, "{fast} {portable}");
+    let mut command = folder.command("doctor --json");
+    let done = Done::of("doctor", command.env("HALFMODE_PORTABLE", "1").output().unwrap()).ok();
+    assert_eq!(done.object()["cpu"]["avx512_kernels"], Value::Bool(false));
+}

@@ -3,6 +3,7 @@
 use crate::cli::environment::{Cpu, FEATURES};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{Context, memory, text};
+use halfmode::tensor::uses_avx512;
 use serde_json::json;
 
 pub(crate) fn run(context: &Context) -> Result<Exit, CliError> {
@@ -12,7 +13,12 @@ pub(crate) fn run(context: &Context) -> Result<Exit, CliError> {
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,
         "debug_build": cfg!(debug_assertions),
-        "cpu": { "model": cpu.model, "n_cores": cpu.n_cores, "features": cpu.features },
+        "cpu": {
+            "model": cpu.model,
+            "n_cores": cpu.n_cores,
+            "features": cpu.features,
+            "avx512_kernels": uses_avx512(),
+        },
         "threads": context.n_threads(),
         "memory": { "total_bytes": memory::total(), "available_bytes": memory::available() },
         "data_cache": text::path(&cache),
@@ -46,6 +52,8 @@ pub(crate) fn run(context: &Context) -> Result<Exit, CliError> {
             lines.push(format!("  {name:<12} {has:<4} {what}"));
         }
         lines.push(String::new());
+        let kernels = if uses_avx512() { "AVX-512 (HALFMODE_PORTABLE=1 turns them off)" } else { "portable" };
+        lines.push(format!("kernels    {kernels}"));
         lines.push("GPU        this build has no GPU backend: everything runs on the CPU".to_owned());
         lines.join("\n")
     })?;
