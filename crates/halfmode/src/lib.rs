@@ -1,17 +1,4 @@
-//! Mixed-precision training of neural operators: one name for halfmode's libraries.
-//!
-//! Each library is a module here, and [`prelude`] has what most programs need. The `halfmode` program
-//! is written against this crate alone; each of its commands is about twenty lines of it:
-//!
-//! ```
-//! use halfmode::prelude::*;
-//!
-//! // What would `halfmode train darcy` cost?
-//! let job = JobConfig::darcy();
-//! let plan = halfmode::train::job::plan(&job, &data_shapes(&job.data)?, 2)?;
-//! assert!(plan.peak_activation_bytes() < plan.peak_bytes());
-//! # Ok::<(), JobError>(())
-//! ```
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub use halfmode_autograd as autograd;

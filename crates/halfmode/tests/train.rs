@@ -27,6 +27,7 @@ fn a_run_leaves_its_directory() {
         "checkpoints/best",
         "plots/16-sample-0.png",
         "plots/20-sample-1.png",
+        "plots/curves.svg",
     ] {
         assert!(run.join(file).is_file(), "{file}");
     }

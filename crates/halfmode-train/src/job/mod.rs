@@ -9,6 +9,7 @@ mod observer;
 mod plan;
 mod precision_report;
 mod run;
+mod run_curves;
 mod run_folder;
 mod run_report;
 mod trainer;

@@ -1,6 +1,7 @@
 //! A run: the loop over epochs, and the directory it writes.
 
 use crate::job::model_file::{FORMAT_VERSION, Metadata};
+use crate::job::run_curves::draw_curves;
 use crate::job::run_folder;
 use crate::job::{
     EpochRecord, Evaluation, JobConfig, JobData, JobError, JobPlan, Observer, Progress, ScaleRecord, TrainState,
@@ -177,7 +178,7 @@ impl Run {
                 let latest = self.options.out.join("checkpoints/latest");
                 let checkpoint = latest.exists().then_some(latest);
                 // The directory still tells how far the run came; a second failure changes nothing.
-                let written = self.write_summary(false).and_then(|_| write_report(&self.options.out).map(|_| ()));
+                let written = self.write_summary(false).and_then(|_| self.describe());
                 if let Err(err) = written {
                     observer.note(&format!("the summary could not be written: {err}"));
                 }
@@ -380,8 +381,15 @@ impl Run {
             let report = serde_json::to_vec_pretty(&self.trainer.precision_report()?).unwrap_or_default();
             atomic_write(self.options.out.join("precision.json"), &report)?;
         }
-        write_report(&self.options.out)?;
+        self.describe()?;
         Ok(summary)
+    }
+
+    /// Draws the curves and writes the report.
+    fn describe(&self) -> Result<(), JobError> {
+        draw_curves(&self.options.out)?;
+        write_report(&self.options.out)?;
+        Ok(())
     }
 
     /// Draws the first test samples of every test set.
