@@ -80,8 +80,8 @@ impl BurgersConfig {
     pub fn validate(&self) -> Result<()> {
         let sizes = samples::Sizes { n: self.n, resolution: self.resolution, dim: 1, first_index: self.first_index };
         sizes.validate(Self::NAME, Self::MAX_RESOLUTION)?;
-        samples::in_range(Self::NAME, "viscosity", self.viscosity, 1e-4, 1e3)?;
-        samples::in_range(Self::NAME, "time", self.time, 1e-6, 1e3)
+        samples::in_range(Self::NAME, "viscosity", self.viscosity, 1e-3, 1e3)?;
+        samples::in_range(Self::NAME, "time", self.time, 1e-6, 1e2)
     }
 }
 
@@ -116,9 +116,9 @@ impl BurgersSolver {
     /// A solver for one viscosity.
     ///
     /// # Errors
-    /// [`Error::Config`] if the viscosity is not in 1e-4..=1e3.
+    /// [`Error::Config`] if the viscosity is not in 1e-3..=1e3.
     pub fn new(viscosity: f64) -> Result<Self> {
-        samples::in_range(BurgersConfig::NAME, "viscosity", viscosity, 1e-4, 1e3)?;
+        samples::in_range(BurgersConfig::NAME, "viscosity", viscosity, 1e-3, 1e3)?;
         Ok(Self { viscosity })
     }
 
@@ -137,7 +137,7 @@ impl BurgersSolver {
     /// # Ok::<(), halfmode_data::Error>(())
     /// ```
     pub fn evolve(&mut self, start: &[f64], time: f64) -> Result<Vec<f64>> {
-        samples::in_range(BurgersConfig::NAME, "time", time, 1e-6, 1e3)?;
+        samples::in_range(BurgersConfig::NAME, "time", time, 1e-6, 1e2)?;
         if start.is_empty() {
             return Err(Error::Empty { array: "start".to_owned(), shape: vec![0] });
         }
@@ -170,7 +170,7 @@ impl Flow {
 impl Periodic for Flow {
     const DIM: usize = 1;
     const NAME: &'static str = BurgersConfig::NAME;
-    const MAX_GRID: usize = 1 << 18;
+    const MAX_GRID: usize = 1 << 14;
 
     fn with_grid(&self, n: usize) -> Result<Self> {
         Self::new(self.viscosity, n)

@@ -15,7 +15,7 @@ const STEP_TOLERANCE: f64 = 1e-7;
 const TAIL_UNDERWAY: f64 = 1e-3;
 const TAIL_AT_THE_END: f64 = 1e-8;
 /// The first try: step times the fastest rate of advection.
-const COURANT: f64 = 1.0;
+const COURANT: f64 = 2.0;
 /// Runge-Kutta steps that no problem of this crate should need.
 const MAX_STEPS: usize = 1 << 20;
 
@@ -61,11 +61,10 @@ pub(crate) fn solve<P: Periodic>(problem: &mut P, start: &Spectrum, time: f64) -
             for _ in 0..steps {
                 stepper.step(problem, &mut fine);
                 let now = tail_of(&fine);
-                if now.is_nan() {
-                    tail = now;
+                tail = if now.is_nan() { now } else { tail.max(now) };
+                if now.is_nan() || now > TAIL_UNDERWAY {
                     break;
                 }
-                tail = tail.max(now);
             }
             if tail > TAIL_UNDERWAY || tail_of(&fine) > TAIL_AT_THE_END {
                 if 2 * n > P::MAX_GRID {

@@ -94,12 +94,12 @@ impl NavierStokesConfig {
         let sizes = samples::Sizes { n: self.n, resolution: self.resolution, dim: 2, first_index: self.first_index };
         sizes.validate(Self::NAME, Self::MAX_RESOLUTION)?;
         validate_flow(self.viscosity, self.forcing)?;
-        samples::in_range(Self::NAME, "time", self.time, 1e-6, 1e3)
+        samples::in_range(Self::NAME, "time", self.time, 1e-6, 1e2)
     }
 }
 
 fn validate_flow(viscosity: f64, forcing: f64) -> Result<()> {
-    samples::in_range(NavierStokesConfig::NAME, "viscosity", viscosity, 1e-6, 1e3)?;
+    samples::in_range(NavierStokesConfig::NAME, "viscosity", viscosity, 1e-5, 1e3)?;
     samples::in_range(NavierStokesConfig::NAME, "forcing", forcing, 0.0, 1e3)
 }
 
@@ -136,7 +136,7 @@ impl NavierStokesSolver {
     /// `f = forcing (sin 2π(x + y) + cos 2π(x + y))`.
     ///
     /// # Errors
-    /// [`Error::Config`] if the viscosity is not in 1e-6..=1e3, or the amplitude not in 0..=1e3.
+    /// [`Error::Config`] if the viscosity is not in 1e-5..=1e3, or the amplitude not in 0..=1e3.
     pub fn new(viscosity: f64, forcing: f64) -> Result<Self> {
         validate_flow(viscosity, forcing)?;
         Ok(Self { viscosity, forcing })
@@ -154,7 +154,7 @@ impl NavierStokesSolver {
     /// # Errors
     /// [`Error::Length`] if `start` is not a square grid, [`Error::Unresolved`], [`Error::OutOfMemory`].
     pub fn evolve(&mut self, n: usize, start: &[f64], time: f64) -> Result<Vec<f64>> {
-        samples::in_range(NavierStokesConfig::NAME, "time", time, 1e-6, 1e3)?;
+        samples::in_range(NavierStokesConfig::NAME, "time", time, 1e-6, 1e2)?;
         if n == 0 || n.checked_mul(n) != Some(start.len()) {
             return Err(Error::Length { operand: "start", expected: n.saturating_mul(n).max(1), found: start.len() });
         }
@@ -201,7 +201,7 @@ impl Flow {
 impl Periodic for Flow {
     const DIM: usize = 2;
     const NAME: &'static str = NavierStokesConfig::NAME;
-    const MAX_GRID: usize = 1 << 11;
+    const MAX_GRID: usize = 1 << 10;
 
     fn with_grid(&self, n: usize) -> Result<Self> {
         Self::new(self.viscosity, self.forcing, n)
