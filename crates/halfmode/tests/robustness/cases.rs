@@ -264,32 +264,6 @@ pub(crate) const CASES: &[Case] = &[
     case(CONFIG, "a symbolic link to itself", "halfmode plan loop", 3, &["loop"], nothing),
     case(CONFIG, "a folder that is no run", "halfmode plan folder", 3, &["config.toml"], nothing),
     case(CONFIG, "a path that is no text", "halfmode plan $'wrong\\xff.toml'", 2, &["UTF-8"], nothing),
-    case(USAGE, "unknown command", "halfmode trian", 2, &["trian"], nothing),
-    case(USAGE, "unknown argument", "halfmode train darcy --epoch 3", 2, &["--epoch"], nothing),
-    case(USAGE, "usage error for a program", "halfmode train --json | grep -q '\"code\":2' && exit 2", 2, &[], nothing),
-    case(USAGE, "too many threads", "halfmode plan darcy --threads 5000", 2, &["5000", "1024"], nothing),
-    case(USAGE, "negative threads", "halfmode plan darcy --threads=-1", 2, &["-1"], nothing),
-    case(USAGE, "negative seed", "halfmode plan darcy --seed=-1", 2, &["-1"], nothing),
-    case(USAGE, "unknown device", "halfmode plan darcy --device tpu", 2, &["auto, cpu or cuda"], nothing),
-    case(USAGE, "device that is not there", "halfmode train tiny.toml --device cuda", 6, &["no GPU backend"], nothing),
-    case(
-        USAGE,
-        "contradicting arguments",
-        "halfmode train darcy --resume --force",
-        2,
-        &["cannot be used with"],
-        nothing,
-    ),
-    case(USAGE, "unknown precision", "halfmode eval run --precision double", 2, &["full, amp, mixed, half"], nothing),
-    case(USAGE, "memory that is no number", "halfmode plan darcy --memory big", 2, &["not a number"], nothing),
-    case(
-        USAGE,
-        "empty output grid",
-        "halfmode predict --model run --input x.npy --output y.npy --output-shape 0,8",
-        2,
-        &["0"],
-        nothing,
-    ),
     case(
         CONFIG,
         "negative viscosity",
@@ -320,6 +294,32 @@ pub(crate) const CASES: &[Case] = &[
         "halfmode plan tiny.toml --set 'data={kind=\"burgers\"}'",
         3,
         &["one axis"],
+        nothing,
+    ),
+    case(USAGE, "unknown command", "halfmode trian", 2, &["trian"], nothing),
+    case(USAGE, "unknown argument", "halfmode train darcy --epoch 3", 2, &["--epoch"], nothing),
+    case(USAGE, "usage error for a program", "halfmode train --json | grep -q '\"code\":2' && exit 2", 2, &[], nothing),
+    case(USAGE, "too many threads", "halfmode plan darcy --threads 5000", 2, &["5000", "1024"], nothing),
+    case(USAGE, "negative threads", "halfmode plan darcy --threads=-1", 2, &["-1"], nothing),
+    case(USAGE, "negative seed", "halfmode plan darcy --seed=-1", 2, &["-1"], nothing),
+    case(USAGE, "unknown device", "halfmode plan darcy --device tpu", 2, &["auto, cpu or cuda"], nothing),
+    case(USAGE, "device that is not there", "halfmode train tiny.toml --device cuda", 6, &["no GPU backend"], nothing),
+    case(
+        USAGE,
+        "contradicting arguments",
+        "halfmode train darcy --resume --force",
+        2,
+        &["cannot be used with"],
+        nothing,
+    ),
+    case(USAGE, "unknown precision", "halfmode eval run --precision double", 2, &["full, amp, mixed, half"], nothing),
+    case(USAGE, "memory that is no number", "halfmode plan darcy --memory big", 2, &["not a number"], nothing),
+    case(
+        USAGE,
+        "empty output grid",
+        "halfmode predict --model run --input x.npy --output y.npy --output-shape 0,8",
+        2,
+        &["0"],
         nothing,
     ),
     case(TRAIN, "missing file", FILE, 4, &["pairs.npz", "halfmode data generate"], |f| {
@@ -458,8 +458,8 @@ pub(crate) const CASES: &[Case] = &[
     case(FILES, ".safetensors with ten thousand brackets", WEIGHTS, 7, &["recursion"], |f| {
         header(f, &format!(r#"{{"a":{{"dtype":"F32","more":{}"#, "[".repeat(10_000)))
     }),
-    case(FILES, ".safetensors of integers", WEIGHTS, 7, &["I64"], |f| {
-        header(f, r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#)
+    case(FILES, ".safetensors of integers", WEIGHTS, 7, &["U64"], |f| {
+        header(f, r#"{"a":{"dtype":"U64","shape":[1],"data_offsets":[0,8]}}"#)
     }),
     case(FILES, ".pt cut off", "halfmode data inspect cut.pt", 4, &["cut.pt"], |f| cut(f, "small.pt", "cut.pt")),
     case(
