@@ -144,8 +144,8 @@ impl Stepper {
             sum[i] += slope.c[i] * (e * step / 3.0);
         }
         problem.nonlinear(stage, slope);
-        for i in 0..sum.len() {
-            w.c[i] = sum[i] + slope.c[i] * (step / 6.0);
+        for ((w, sum), slope) in w.c.iter_mut().zip(sum).zip(&slope.c) {
+            *w = *sum + slope * (step / 6.0);
         }
     }
 }
