@@ -1,17 +1,17 @@
 //! Darcy flow data: a two-valued random coefficient and the pressure it causes.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ndarray::{ArrayD, IxDyn};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Generator;
 use crate::darcy_solver::DarcySolver;
 use crate::dataset::FieldPairs;
-use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::grf::CosineField;
+use crate::samples;
 
 /// Cosine modes per axis of the field behind the coefficient, on every grid.
 pub const FIELD_MODES: usize = 64;
@@ -58,7 +58,7 @@ impl DarcyConfig {
     pub const TEST_FIRST_INDEX: u64 = 1 << 32;
 
     /// Most numbers in one array of a data set (16 GiB of f32).
-    pub const MAX_VALUES: usize = 1 << 32;
+    pub const MAX_VALUES: usize = samples::MAX_VALUES;
 
     /// `n` training samples with the usual coefficients 12 and 3.
     #[must_use]
@@ -77,24 +77,11 @@ impl DarcyConfig {
     /// # Errors
     /// [`Error::Config`] with the name of the setting.
     pub fn validate(&self) -> Result<()> {
-        let refuse =
-            |field, value: String, expected: String| Err(Error::Config { generator: "darcy", field, value, expected });
-        let max_resolution = DarcySolver::MAX_RESOLUTION;
-        if !(1..=max_resolution).contains(&self.resolution) {
-            return refuse("resolution", self.resolution.to_string(), format!("in 1..={max_resolution}"));
-        }
-        let max_n = Self::MAX_VALUES / (self.resolution * self.resolution);
-        if !(1..=max_n).contains(&self.n) {
-            return refuse("n", self.n.to_string(), format!("in 1..={max_n} at this resolution"));
-        }
-        if self.first_index.checked_add(self.n as u64).is_none() {
-            return refuse("first_index", self.first_index.to_string(), "at most 2^64 - 1 - n".to_owned());
-        }
+        let sizes = samples::Sizes { n: self.n, resolution: self.resolution, dim: 2, first_index: self.first_index };
+        sizes.validate(Self::NAME, DarcySolver::MAX_RESOLUTION)?;
         for (field, value) in [("high", self.high), ("low", self.low)] {
             // Far beyond any physics, and far inside the range of f32 and of the solver.
-            if !(1e-12..=1e12).contains(&value) {
-                return refuse(field, value.to_string(), "in 1e-12..=1e12".to_owned());
-            }
+            samples::in_range(Self::NAME, field, value, 1e-12, 1e12)?;
         }
         Ok(())
     }
@@ -128,14 +115,7 @@ pub fn generate(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<FieldPairs> {
     config.validate()?;
-    match threads {
-        None => generate_here(config, progress),
-        Some(threads) => rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .build()
-            .map_err(|error| Error::Threads { threads: threads.get(), reason: error.to_string() })?
-            .install(|| generate_here(config, progress)),
-    }
+    samples::on_threads(threads, || generate_here(config, progress))
 }
 
 fn generate_here(config: &DarcyConfig, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<FieldPairs> {
@@ -143,38 +123,24 @@ fn generate_here(config: &DarcyConfig, progress: &(dyn Fn(usize, usize) + Sync))
     let n_cells = resolution * resolution;
     let sampler = CosineField::new(FIELD_MODES, FIELD_TAU2, FIELD_ALPHA)?.sampler(resolution)?;
     let solver = DarcySolver::new(resolution)?;
-    let mut x = zeros(config.n * n_cells)?;
-    let mut y = zeros(config.n * n_cells)?;
-    let done = AtomicUsize::new(0);
     let rhs = vec![1.0; n_cells];
-    x.par_chunks_exact_mut(n_cells).zip(y.par_chunks_exact_mut(n_cells)).enumerate().try_for_each_init(
-        || Scratch::new(&solver),
-        |scratch, (sample, (x, y))| {
-            let scratch = match scratch {
-                Ok(scratch) => scratch,
-                Err(bytes) => {
-                    return Err(Error::OutOfMemory { purpose: "the solver of one thread", bytes: *bytes });
-                }
-            };
-            let Scratch { workspace, products, field, solution } = scratch;
-            let stream = config.first_index + sample as u64;
-            sampler.sample_into(config.seed, stream, products, field);
-            for value in field.iter_mut() {
-                *value = if *value >= 0.0 { config.high } else { config.low };
-            }
-            solver.solve_into(workspace, field, &rhs, solution)?;
-            for (to, &from) in x.iter_mut().zip(field.iter()) {
-                *to = from as f32;
-            }
-            for (to, &from) in y.iter_mut().zip(solution.iter()) {
-                *to = from as f32;
-            }
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, config.n);
-            Ok(())
-        },
-    )?;
-    let shape = [config.n, 1, resolution, resolution];
-    FieldPairs::new(array(&shape, x)?, array(&shape, y)?)
+    let one = |scratch: &mut Scratch, sample: usize, x: &mut [f32], y: &mut [f32]| {
+        let Scratch { workspace, products, field, solution } = scratch;
+        let stream = config.first_index + sample as u64;
+        sampler.sample_into(config.seed, stream, products, field);
+        for value in field.iter_mut() {
+            *value = if *value >= 0.0 { config.high } else { config.low };
+        }
+        solver.solve_into(workspace, field, &rhs, solution)?;
+        for (to, &from) in x.iter_mut().zip(field.iter()) {
+            *to = from as f32;
+        }
+        for (to, &from) in y.iter_mut().zip(solution.iter()) {
+            *to = from as f32;
+        }
+        Ok(())
+    };
+    samples::make(config.n, &[resolution; 2], progress, || Scratch::new(&solver), one)
 }
 
 /// What one thread reuses from sample to sample.
@@ -186,30 +152,8 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// The error is the number of bytes that were missing (0: unknown).
-    fn new(solver: &DarcySolver) -> Result<Self, usize> {
-        let workspace = solver.workspace().map_err(|error| match error {
-            Error::OutOfMemory { bytes, .. } => bytes,
-            _ => 0,
-        })?;
+    fn new(solver: &DarcySolver) -> Result<Self> {
+        let workspace = solver.workspace()?;
         Ok(Self { workspace, products: Vec::new(), field: Vec::new(), solution: vec![0.0; solver.n() * solver.n()] })
     }
-}
-
-fn zeros(len: usize) -> Result<Vec<f32>> {
-    let mut values = Vec::new();
-    values
-        .try_reserve_exact(len)
-        .map_err(|_| Error::OutOfMemory { purpose: "the samples", bytes: len.saturating_mul(size_of::<f32>()) })?;
-    values.resize(len, 0.0);
-    Ok(values)
-}
-
-fn array(shape: &[usize], values: Vec<f32>) -> Result<ArrayD<f32>> {
-    let found = values.len();
-    ArrayD::from_shape_vec(IxDyn(shape), values).map_err(|_| Error::Length {
-        operand: "samples",
-        expected: shape.iter().product(),
-        found,
-    })
 }

@@ -177,6 +177,19 @@ pub enum Error {
         /// Index of the pivot in elimination order.
         pivot: usize,
     },
+    /// A flow needs more waves or steps than a solver has.
+    #[error(
+        "{problem}: the flow is not resolved by {n} points per axis and {steps} steps; \
+         use a larger viscosity or a shorter time"
+    )]
+    Unresolved {
+        /// Which problem.
+        problem: &'static str,
+        /// Points per axis of the finest grid.
+        n: usize,
+        /// Time steps of the last try.
+        steps: usize,
+    },
     /// Memory could not be reserved.
     #[error("not enough memory for {purpose}: {bytes} bytes")]
     OutOfMemory {

@@ -12,6 +12,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub(crate) enum Purpose {
     /// Coefficients of a random field.
     Field,
+    /// Coefficients of a periodic random field.
+    PeriodicField,
     /// The order of samples in an epoch.
     Shuffle,
 }
@@ -20,6 +22,7 @@ impl Purpose {
     fn tag(self) -> [u8; 16] {
         match self {
             Self::Field => *b"halfmode field  ",
+            Self::PeriodicField => *b"halfmode periods",
             Self::Shuffle => *b"halfmode shuffle",
         }
     }

@@ -151,6 +151,39 @@ fn generated_data_repeats_at_any_number_of_threads() {
 }
 
 #[test]
+fn flows_are_generated_planned_trained_and_evaluated() {
+    let folder = Folder::tiny("flows");
+    for (kind, modes, grid) in [("burgers", "[4]", json!([15])), ("navier-stokes", "[4,4]", json!([15, 15]))] {
+        let line = format!("data generate {kind} --n 2 --resolution 15 --seed 7 --time 0.5");
+        folder.run(&format!("{line} -o {kind}-1.npz")).ok();
+        let mut threads = std::process::Command::new(env!("CARGO_BIN_EXE_halfmode"));
+        threads.current_dir(&folder.path).args(line.split(' ')).args([
+            "--threads",
+            "3",
+            "-o",
+            &format!("{kind}-3.npz"),
+        ]);
+        assert!(threads.output().unwrap().status.success());
+        let read = |n: usize| std::fs::read(folder.join(&format!("{kind}-{n}.npz"))).unwrap();
+        assert_eq!(read(1), read(3));
+        let shape = folder.json(&format!("data inspect {kind}-1.npz"))["arrays"][1]["shape"].clone();
+        assert_eq!(shape.as_array().unwrap()[2..], grid.as_array().unwrap()[..]);
+
+        let data = "n_train=4,n_test=2,resolution=16,test_resolutions=[16,21],time=0.5";
+        let sets = [format!("data={{kind=\"{kind}\",{data}}}"), format!("model.n_modes={modes}")];
+        let with_sets = |line: &str| {
+            let mut command = folder.command(line);
+            sets.iter().for_each(|set| _ = command.args(["--set", set]));
+            assert_eq!(command.output().unwrap().status.code(), Some(0), "{line}");
+        };
+        with_sets("plan tiny.toml");
+        with_sets(&format!("train tiny.toml --out {kind} --plots 1"));
+        let rows = folder.json(&format!("eval {kind} --resolution 16,24"));
+        assert_eq!(rows["eval"].as_object().map_or(0, serde_json::Map::len), 2, "{rows}");
+    }
+}
+
+#[test]
 fn inspect_counts_what_f16_would_lose() {
     let folder = Folder::new("inspect");
     let values = vec![0.0, 1e-9, 6e-6, 1.0, 7e4, f32::NAN, f32::INFINITY, -2.0];

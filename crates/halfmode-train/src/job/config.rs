@@ -1,6 +1,6 @@
 //! The configuration of a job, as users type it.
 
-use crate::job::JobError;
+use crate::job::{BurgersData, DarcyData, JobError, NavierStokesData};
 use crate::{AdamWConfig, AdamWKind, Schedule};
 use halfmode_data::{DarcyPt, Split};
 use halfmode_operators::FnoConfig;
@@ -39,32 +39,14 @@ pub struct JobConfig {
 pub enum DataConfig {
     /// Generated Darcy flow.
     Darcy(DarcyData),
+    /// Generated solutions of Burgers' equation.
+    Burgers(BurgersData),
+    /// Generated flows in two dimensions.
+    NavierStokes(NavierStokesData),
     /// Arrays in `.npz` files.
     File(FileData),
     /// neuraloperator's Darcy files.
     DarcyPt(DarcyPtData),
-}
-
-/// Generated Darcy flow: `-div(a grad u) = 1` on the unit square.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DarcyData {
-    /// Training samples.
-    pub n_train: usize,
-    /// Test samples, the same functions at every resolution.
-    pub n_test: usize,
-    /// Points per axis in training.
-    pub resolution: usize,
-    /// Points per axis in testing.
-    pub test_resolutions: Vec<usize>,
-    /// Seed of the samples.
-    pub seed: u64,
-}
-
-impl Default for DarcyData {
-    fn default() -> Self {
-        DarcyData { n_train: 1000, n_test: 100, resolution: 64, test_resolutions: vec![64, 128], seed: 0 }
-    }
 }
 
 /// neuraloperator's Darcy files: `darcy_train_N.pt` and `darcy_test_N.pt` of one folder.
@@ -319,28 +301,26 @@ impl JobConfig {
         if self.train.clip_grad_norm.is_some_and(|norm| !(norm.is_finite() && norm > 0.0)) {
             return bad("train.clip_grad_norm", "must be positive");
         }
-        let darcy = match &self.data {
-            DataConfig::Darcy(it) => Some((it.n_train, it.n_test, it.resolution, &it.test_resolutions)),
-            DataConfig::DarcyPt(it) => Some((it.n_train, it.n_test, it.resolution, &it.test_resolutions)),
-            DataConfig::File(_) => None,
-        };
-        if let Some((n_train, n_test, resolution, test_resolutions)) = darcy {
-            for (key, value) in [("data.n_train", n_train), ("data.n_test", n_test)] {
+        if let Some((counts, resolutions, max_resolution)) = self.data.sizes() {
+            for (key, value) in ["data.n_train", "data.n_test"].into_iter().zip(counts) {
                 if !(1..=1 << 20).contains(&value) {
                     return bad(key, "must be between 1 and 1048576");
                 }
             }
-            let resolutions = std::iter::once(&resolution).chain(test_resolutions);
-            if resolutions.into_iter().any(|n| !(2..=halfmode_data::DarcySolver::MAX_RESOLUTION).contains(n)) {
-                return bad("data.resolution", "resolutions must be between 2 and 1024");
+            if resolutions.iter().any(|n| !(2..=max_resolution).contains(n)) {
+                return bad("data.resolution", &format!("resolutions must be between 2 and {max_resolution}"));
             }
-            if test_resolutions.is_empty() {
+            if resolutions.len() < 2 {
                 return bad("data.test_resolutions", "needs at least one resolution");
             }
+            let (n_axes, axes) = self.data.axes();
             let model = self.model.fno();
-            if model.n_modes.len() != 2 || model.in_channels != 1 || model.out_channels != 1 {
-                return bad("model", "Darcy data have two axes and one channel in and out");
+            if model.n_modes.len() != n_axes || model.in_channels != 1 || model.out_channels != 1 {
+                return bad("model", &format!("{axes} and one channel in and out"));
             }
+        }
+        if let Some(generated) = self.data.generated() {
+            generated.validate()?;
         }
         if let DataConfig::File(file) = &self.data
             && file.test.is_empty()

@@ -1,7 +1,7 @@
 //! Samples: loaded on the host, normalised, and put on the device once.
 
-use crate::job::{DataConfig, FileLayout, JobError, Normalisers};
-use halfmode_data::{CacheOutcome, DarcyConfig, DarcyPt, FieldPairs, NpzFile, load_or_generate, read_pairs};
+use crate::job::{DataConfig, DataSource, FileLayout, JobError, Normalisers};
+use halfmode_data::{CacheOutcome, DarcyPt, FieldPairs, NpzFile, Problem, read_pairs};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use ndarray::ArrayD;
@@ -85,20 +85,16 @@ impl JobData {
 /// # Errors
 /// Those of reading the headers of files.
 pub fn data_shapes(config: &DataConfig) -> Result<DataShapes, JobError> {
-    match config {
-        DataConfig::Darcy(darcy) => {
-            let shape = |n, resolution: usize| FieldShape {
-                label: resolution.to_string(),
-                n,
-                c_in: 1,
-                c_out: 1,
-                grid: vec![resolution; 2],
+    match config.source() {
+        DataSource::Generated(generated) => {
+            let shape = |problem: Problem| {
+                let (n, grid) = (problem.n(), problem.grid());
+                FieldShape { label: label(&grid), n, c_in: 1, c_out: 1, grid }
             };
-            let train = shape(darcy.n_train, darcy.resolution);
-            let tests = darcy.test_resolutions.iter().map(|&n| shape(darcy.n_test, n)).collect();
-            Ok(DataShapes { train, tests })
+            let tests = generated.test_resolutions.iter().map(|&n| shape(generated.test(n))).collect();
+            Ok(DataShapes { train: shape(generated.train()), tests })
         }
-        DataConfig::DarcyPt(darcy) => {
+        DataSource::DarcyPt(darcy) => {
             let shape = |file: DarcyPt, n: usize, resolution: usize| -> Result<FieldShape, JobError> {
                 let n = file.n_samples()?.min(n);
                 Ok(FieldShape { label: resolution.to_string(), n, c_in: 1, c_out: 1, grid: vec![resolution; 2] })
@@ -107,7 +103,7 @@ pub fn data_shapes(config: &DataConfig) -> Result<DataShapes, JobError> {
             let tests = darcy.test_resolutions.iter().map(|&n| shape(darcy.test_file(n), darcy.n_test, n));
             Ok(DataShapes { train, tests: tests.collect::<Result<Vec<_>, _>>()? })
         }
-        DataConfig::File(file) => {
+        DataSource::File(file) => {
             let shape = |path: &Path| -> Result<FieldShape, JobError> {
                 let mut npz = NpzFile::open(path)?;
                 let (x, y) = (npz.info(&file.input)?.shape, npz.info(&file.output)?.shape);
@@ -156,34 +152,31 @@ pub fn load_data(
     threads: usize,
     progress: &(dyn Fn(&str, usize, usize) + Sync),
 ) -> Result<JobData, JobError> {
-    match config {
-        DataConfig::Darcy(darcy) => {
+    match config.source() {
+        DataSource::Generated(generated) => {
             let mut notes = Vec::new();
-            let mut make = |what: &str, config: DarcyConfig| -> Result<FieldPairs, JobError> {
-                let report = |done, n| progress(what, done, n);
-                let (pairs, outcome) = load_or_generate(&config, cache, NonZeroUsize::new(threads), &report)?;
+            let mut make = |set: &str, problem: Problem| -> Result<FieldPairs, JobError> {
+                let what = format!("{problem} {set}");
+                let report = |done, n| progress(&what, done, n);
+                let (pairs, outcome) = problem.load_or_generate(cache, NonZeroUsize::new(threads), &report)?;
                 notes.extend(outcome.warning());
                 if let CacheOutcome::Loaded { path } = &outcome {
                     notes.push(format!("{what}: read from {}", path.display()));
                 }
                 Ok(pairs)
             };
-            let n = darcy.resolution;
-            let train = make(&format!("darcy {n}x{n} train"), DarcyConfig::new(darcy.n_train, n, darcy.seed))?;
-            let tests = darcy.test_resolutions.iter().map(|&n| {
-                let config = DarcyConfig::new(darcy.n_test, n, darcy.seed).for_test();
-                Ok((n.to_string(), make(&format!("darcy {n}x{n} test"), config)?))
-            });
-            let tests = tests.collect::<Result<Vec<_>, JobError>>()?;
+            let train = make("train", generated.train())?;
+            let test = |&n: &usize| Ok((n.to_string(), make("test", generated.test(n))?));
+            let tests = generated.test_resolutions.iter().map(test).collect::<Result<Vec<_>, JobError>>()?;
             Ok(JobData { train, tests, notes })
         }
-        DataConfig::DarcyPt(darcy) => {
+        DataSource::DarcyPt(darcy) => {
             let train = darcy.train_file().read(darcy.n_train)?;
             let test = |&n: &usize| Ok((n.to_string(), darcy.test_file(n).read(darcy.n_test)?));
             let tests = darcy.test_resolutions.iter().map(test).collect::<Result<Vec<_>, JobError>>()?;
             Ok(JobData { train, tests, notes: Vec::new() })
         }
-        DataConfig::File(file) => {
+        DataSource::File(file) => {
             let read = |path: &Path| read_pairs(path, &file.input, &file.output, file.layout.in_file());
             let train = read(&file.train)?;
             let tests = file.test.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;

@@ -3,6 +3,7 @@
 mod config;
 mod error;
 mod fields;
+mod generated;
 mod import;
 mod model_file;
 mod observer;
@@ -15,11 +16,12 @@ mod run_report;
 mod trainer;
 
 pub use config::{
-    DarcyData, DarcyPtData, DataConfig, FileData, FileLayout, JobConfig, LossKind, ModelConfig, OptimizerConfig,
-    OptimizerKind, TrainConfig,
+    DarcyPtData, DataConfig, FileData, FileLayout, JobConfig, LossKind, ModelConfig, OptimizerConfig, OptimizerKind,
+    TrainConfig,
 };
 pub use error::JobError;
 pub use fields::{DataShapes, FieldShape, JobData, data_shapes, load_data};
+pub use generated::{BurgersData, DarcyData, DataSource, GeneratedData, NavierStokesData};
 pub use import::{import_neuraloperator, neuraloperator_config};
 pub use model_file::{Model, Normalisers};
 pub use observer::{EpochRecord, Evaluation, Observer, Progress, Quiet, ScaleRecord};

@@ -84,9 +84,8 @@ fn gather(out: &Path) -> Result<Report, JobError> {
 /// The resolution that was trained on, where the configuration tells it.
 fn training_label(config: &JobConfig) -> Option<String> {
     match &config.data {
-        crate::job::DataConfig::Darcy(darcy) => Some(darcy.resolution.to_string()),
         crate::job::DataConfig::DarcyPt(darcy) => Some(darcy.resolution.to_string()),
-        crate::job::DataConfig::File(_) => None,
+        data => data.generated().map(|generated| generated.resolution.to_string()),
     }
 }
 
@@ -116,6 +115,14 @@ fn facts(config: &JobConfig, summary: &Summary) -> Vec<(String, String)> {
         crate::job::DataConfig::Darcy(darcy) => {
             format!("Darcy flow, {} + {} samples, seed {}", darcy.n_train, darcy.n_test, darcy.seed)
         }
+        crate::job::DataConfig::Burgers(it) => format!(
+            "Burgers' equation, viscosity {}, time {}, {} + {} samples, seed {}",
+            it.viscosity, it.time, it.n_train, it.n_test, it.seed
+        ),
+        crate::job::DataConfig::NavierStokes(it) => format!(
+            "Navier-Stokes equations, viscosity {}, force {}, time {}, {} + {} samples, seed {}",
+            it.viscosity, it.forcing, it.time, it.n_train, it.n_test, it.seed
+        ),
         crate::job::DataConfig::DarcyPt(darcy) => darcy.train_file().path().display().to_string(),
         crate::job::DataConfig::File(file) => file.train.display().to_string(),
     };

@@ -70,6 +70,7 @@ impl Loaded {
     fn data_help(&self) -> String {
         match &self.config.data {
             DataConfig::Darcy(_) => "halfmode train darcy".to_owned(),
+            DataConfig::Burgers(_) | DataConfig::NavierStokes(_) => format!("halfmode plan {}", self.origin.argument),
             DataConfig::DarcyPt(darcy) => {
                 let files = darcy.test_resolutions.iter().map(|&n| darcy.test_file(n));
                 let files: Vec<DarcyPt> = std::iter::once(darcy.train_file()).chain(files).collect();

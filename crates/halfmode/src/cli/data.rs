@@ -7,7 +7,7 @@ use crate::cli::progress::DataWatch;
 use crate::cli::signals::Signals;
 use crate::cli::{Context, memory, text};
 use halfmode::data::numpy::{NpzArray, write_npz};
-use halfmode::data::{DarcyConfig, generate, write_pairs};
+use halfmode::data::{BurgersConfig, DarcyConfig, NavierStokesConfig, Problem, write_pairs};
 use ndarray::{ArrayD, Axis};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -38,9 +38,18 @@ struct GenerateArgs {
     /// Samples.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     n: usize,
-    /// Points per axis.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    resolution: usize,
+    /// Points per axis: 64 unless said otherwise, 256 for burgers.
+    #[arg(long, value_name = "N")]
+    resolution: Option<usize>,
+    /// Viscosity of burgers (0.1 unless said otherwise) and navier-stokes (0.001).
+    #[arg(long, value_name = "NU", allow_negative_numbers = true)]
+    viscosity: Option<f64>,
+    /// Time of the output of burgers (1 unless said otherwise) and navier-stokes (5).
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    time: Option<f64>,
+    /// Amplitude of the force of navier-stokes (0.1 unless said otherwise).
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    forcing: Option<f64>,
     /// Makes samples of the test streams, which share nothing with training samples of the same seed.
     #[arg(long)]
     test: bool,
@@ -49,10 +58,14 @@ struct GenerateArgs {
     output: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Generator {
     /// Darcy flow: -div(a grad u) = 1 on the unit square, u = 0 on the boundary.
     Darcy,
+    /// Burgers' equation u_t + u u_x = ν u_xx on the periodic interval, from time 0 to 1.
+    Burgers,
+    /// Vorticity w_t + u·∇w = ν Δw + f on the periodic square, from time 0 to 5.
+    NavierStokes,
 }
 
 #[derive(Debug, clap::Args)]
@@ -86,16 +99,58 @@ pub(crate) fn run(args: &DataArgs, context: &Context) -> Result<Exit, CliError> 
     }
 }
 
-fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError> {
-    let Generator::Darcy = args.generator;
-    let mut config = DarcyConfig::new(args.n, args.resolution, context.global.seed.unwrap_or(0));
-    if args.test {
-        config = config.for_test();
+impl GenerateArgs {
+    /// What is asked for.
+    fn problem(&self, seed: u64) -> Result<Problem, CliError> {
+        let n = self.n;
+        let problem = match self.generator {
+            Generator::Darcy => Problem::Darcy(DarcyConfig::new(n, self.resolution.unwrap_or(64), seed)),
+            Generator::Burgers => {
+                let usual = BurgersConfig::new(n, self.resolution.unwrap_or(256), seed);
+                let viscosity = self.viscosity.unwrap_or(usual.viscosity);
+                Problem::Burgers(BurgersConfig { viscosity, time: self.time.unwrap_or(usual.time), ..usual })
+            }
+            Generator::NavierStokes => {
+                let usual = NavierStokesConfig::new(n, self.resolution.unwrap_or(64), seed);
+                let viscosity = self.viscosity.unwrap_or(usual.viscosity);
+                let forcing = self.forcing.unwrap_or(usual.forcing);
+                let time = self.time.unwrap_or(usual.time);
+                Problem::NavierStokes(NavierStokesConfig { viscosity, time, forcing, ..usual })
+            }
+        };
+        let darcy = self.generator == Generator::Darcy;
+        let burgers = self.generator == Generator::Burgers;
+        for (argument, given) in [
+            ("--viscosity", self.viscosity.is_some() && darcy),
+            ("--time", self.time.is_some() && darcy),
+            ("--forcing", self.forcing.is_some() && (darcy || burgers)),
+        ] {
+            if given {
+                let err = CliError::new(Exit::Usage, format!("{} data have no such setting", problem.name()));
+                return Err(err.at(argument).help(self.example()));
+            }
+        }
+        Ok(if self.test { problem.for_test() } else { problem })
     }
-    let again = format!("halfmode data generate darcy --n 1000 --resolution 64 --output {}", args.output.display());
-    config.validate().map_err(|err| CliError::from(err).help(again.clone()))?;
+
+    /// A command that works.
+    fn example(&self) -> String {
+        let (generator, resolution) = match self.generator {
+            Generator::Darcy => ("darcy", 64),
+            Generator::Burgers => ("burgers", 256),
+            Generator::NavierStokes => ("navier-stokes", 64),
+        };
+        let output = self.output.display();
+        format!("halfmode data generate {generator} --n 1000 --resolution {resolution} --output {output}")
+    }
+}
+
+fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError> {
+    let problem = args.problem(context.global.seed.unwrap_or(0))?;
+    let again = args.example();
+    problem.validate().map_err(|err| CliError::from(err).help(again.clone()))?;
     // Both arrays in f32; the solvers' own memory is small beside them.
-    let needed = 8 * args.n * args.resolution * args.resolution;
+    let needed = 8 * args.n * problem.grid().iter().product::<usize>();
     if let Some(available) = memory::available().filter(|&available| needed > available) {
         let why =
             format!("the samples take {}, of which {} are available", text::bytes(needed), text::bytes(available));
@@ -103,13 +158,13 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     }
     let start = Instant::now();
     let watch = DataWatch::new(&context.output);
-    let what = format!("darcy {0}x{0}", args.resolution);
+    let what = problem.to_string();
     let signals = Signals::listen()?;
     let progress = |done: usize, n: usize| {
         watch.report(&what, done, n);
         signals.exit_if_asked(&context.output, "stopped before all samples were made: nothing is written");
     };
-    let pairs = generate(&config, NonZeroUsize::new(context.n_threads()), &progress)?;
+    let pairs = problem.generate(NonZeroUsize::new(context.n_threads()), &progress)?;
     if let Some(folder) = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|err| {
             CliError::new(Exit::Other, format!("cannot create the folder: {err}")).at(folder.display().to_string())
@@ -119,8 +174,8 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
     let seconds = start.elapsed().as_secs_f64();
     let object = json!({
         "file": text::path(&args.output),
-        "generator": "darcy",
-        "config": config,
+        "generator": problem.name(),
+        "config": problem,
         "arrays": { "x": pairs.x().shape(), "y": pairs.y().shape() },
         "seconds": seconds,
     });

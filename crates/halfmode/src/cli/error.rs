@@ -145,7 +145,7 @@ pub(crate) fn job_exit(err: &JobError) -> Exit {
 fn data_exit(err: &DataError) -> Exit {
     match err {
         DataError::OutOfMemory { .. } => Exit::Device,
-        DataError::Config { .. } => Exit::Config,
+        DataError::Config { .. } | DataError::Unresolved { .. } => Exit::Config,
         DataError::Io { action: "write" | "create", .. } | DataError::Threads { .. } => Exit::Other,
         _ => Exit::Data,
     }

@@ -5,9 +5,9 @@ use crate::cli::model_source::{self, PrecisionChoice, Source, check_fields, chec
 use crate::cli::progress::DataWatch;
 use crate::cli::train::precision_line;
 use crate::cli::{Context, memory, text};
-use halfmode::data::{ChannelLayout, DarcyConfig, FieldPairs, NpzFile, load_or_generate, read_pairs};
+use halfmode::data::{ChannelLayout, FieldPairs, NpzFile, Problem, read_pairs};
 use halfmode::train::atomic_write;
-use halfmode::train::job::{DarcyData, DarcyPtData, DataConfig, FileLayout, render_panels};
+use halfmode::train::job::{DarcyPtData, DataConfig, DataSource, FileLayout, render_panels};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -103,7 +103,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> 
 
 /// A data set that is to be read or made.
 enum Set {
-    Darcy { resolution: usize, data: DarcyData },
+    Generated { resolution: usize, problem: Problem },
     DarcyPt { resolution: usize, data: DarcyPtData },
     File { path: PathBuf, input: String, output: String, layout: ChannelLayout },
 }
@@ -131,29 +131,28 @@ fn sets(args: &EvalArgs, source: &Source) -> Result<Vec<Set>, CliError> {
         let help = format!("halfmode eval {} --resolution {trained}", args.run.display());
         err.at("--resolution").why(why).help(help)
     };
-    match config {
-        Some(DataConfig::DarcyPt(data)) => {
+    match config.map(DataConfig::source) {
+        Some(DataSource::Generated(data)) => {
+            let sets = asked(data.test_resolutions).into_iter().map(|resolution| {
+                let place = |why: String| place(resolution, data.resolution, why);
+                let problem = data.test(resolution);
+                check_grid(&source.model, &problem.grid()).map_err(place)?;
+                problem.validate().map_err(|err| place(err.to_string()))?;
+                Ok(Set::Generated { resolution, problem })
+            });
+            sets.collect()
+        }
+        Some(DataSource::DarcyPt(data)) => {
             let sets = asked(&data.test_resolutions).into_iter().map(|resolution| {
                 check_grid(&source.model, &[resolution; 2]).map_err(|why| place(resolution, data.resolution, why))?;
                 Ok(Set::DarcyPt { resolution, data: data.clone() })
             });
             sets.collect()
         }
-        Some(DataConfig::Darcy(data)) => {
-            let sets = asked(&data.test_resolutions).into_iter().map(|resolution| {
-                let place = |why: String| place(resolution, data.resolution, why);
-                check_grid(&source.model, &[resolution; 2]).map_err(place)?;
-                DarcyConfig::new(data.n_test, resolution, data.seed)
-                    .validate()
-                    .map_err(|err| place(err.to_string()))?;
-                Ok(Set::Darcy { resolution, data: data.clone() })
-            });
-            sets.collect()
-        }
-        Some(DataConfig::File(_)) if !args.resolution.is_empty() => {
+        Some(DataSource::File(_)) if !args.resolution.is_empty() => {
             Err(refuse("the model was trained on files, which have their own resolutions"))
         }
-        Some(DataConfig::File(data)) => Ok(data.test.iter().map(file).collect()),
+        Some(DataSource::File(data)) => Ok(data.test.iter().map(file).collect()),
         None => Err(refuse("the model file does not say what data it was trained on")),
     }
 }
@@ -170,15 +169,15 @@ impl Set {
     /// The samples and the name under which their errors are reported.
     fn load(self, context: &Context) -> Result<(String, FieldPairs), CliError> {
         match self {
-            Set::Darcy { resolution, data } => {
-                let config = DarcyConfig::new(data.n_test, resolution, data.seed).for_test();
-                memory::check("the test data", data.n_test.saturating_mul(8 * resolution * resolution))
+            Set::Generated { resolution, problem } => {
+                let points: usize = problem.grid().iter().product();
+                memory::check("the test data", problem.n().saturating_mul(8 * points))
                     .map_err(|err| err.at(format!("--resolution {resolution}")))?;
                 let watch = DataWatch::new(&context.output);
-                let what = format!("darcy {resolution}x{resolution} test");
+                let what = format!("{problem} test");
                 let progress = |done: usize, n: usize| watch.report(&what, done, n);
                 let threads = NonZeroUsize::new(context.n_threads());
-                let (pairs, outcome) = load_or_generate(&config, &context.data_cache(), threads, &progress)?;
+                let (pairs, outcome) = problem.load_or_generate(&context.data_cache(), threads, &progress)?;
                 if let Some(warning) = outcome.warning() {
                     context.output.warn(&warning);
                 }

@@ -167,6 +167,8 @@ pub(crate) fn model_line(config: &JobConfig, n_parameters: usize) -> String {
 fn header(config: &JobConfig, policy: &PrecisionPolicy, shapes: &DataShapes, plan: &JobPlan, out: &Path) -> String {
     let kind = match &config.data {
         DataConfig::Darcy(_) => "darcy",
+        DataConfig::Burgers(_) => "burgers",
+        DataConfig::NavierStokes(_) => "navier-stokes",
         DataConfig::DarcyPt(_) => "darcy-pt",
         DataConfig::File(_) => "files",
     };

@@ -264,6 +264,38 @@ pub(crate) const CASES: &[Case] = &[
     case(CONFIG, "a symbolic link to itself", "halfmode plan loop", 3, &["loop"], nothing),
     case(CONFIG, "a folder that is no run", "halfmode plan folder", 3, &["config.toml"], nothing),
     case(CONFIG, "a path that is no text", "halfmode plan $'wrong\\xff.toml'", 2, &["UTF-8"], nothing),
+    case(
+        CONFIG,
+        "negative viscosity",
+        "halfmode plan tiny.toml --set 'data={kind=\"navier-stokes\",viscosity=-1.0}'",
+        3,
+        &["data.viscosity"],
+        nothing,
+    ),
+    case(
+        CONFIG,
+        "no samples of flows",
+        "halfmode plan tiny.toml --set 'data={kind=\"navier-stokes\",n_train=0}'",
+        3,
+        &["data.n_train"],
+        nothing,
+    ),
+    case(
+        CONFIG,
+        "misspelt key of flows",
+        "halfmode plan tiny.toml --set 'data={kind=\"navier-stokes\",viscocity=1.0}'",
+        3,
+        &["`viscosity`"],
+        nothing,
+    ),
+    case(
+        CONFIG,
+        "data of one axis for a model of two",
+        "halfmode plan tiny.toml --set 'data={kind=\"burgers\"}'",
+        3,
+        &["one axis"],
+        nothing,
+    ),
     case(USAGE, "unknown command", "halfmode trian", 2, &["trian"], nothing),
     case(USAGE, "unknown argument", "halfmode train darcy --epoch 3", 2, &["--epoch"], nothing),
     case(USAGE, "usage error for a program", "halfmode train --json | grep -q '\"code\":2' && exit 2", 2, &[], nothing),
@@ -426,8 +458,8 @@ pub(crate) const CASES: &[Case] = &[
     case(FILES, ".safetensors with ten thousand brackets", WEIGHTS, 7, &["recursion"], |f| {
         header(f, &format!(r#"{{"a":{{"dtype":"F32","more":{}"#, "[".repeat(10_000)))
     }),
-    case(FILES, ".safetensors of integers", WEIGHTS, 7, &["I64"], |f| {
-        header(f, r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#)
+    case(FILES, ".safetensors of integers", WEIGHTS, 7, &["U64"], |f| {
+        header(f, r#"{"a":{"dtype":"U64","shape":[1],"data_offsets":[0,8]}}"#)
     }),
     case(FILES, ".pt cut off", "halfmode data inspect cut.pt", 4, &["cut.pt"], |f| cut(f, "small.pt", "cut.pt")),
     case(
@@ -447,6 +479,38 @@ pub(crate) const CASES: &[Case] = &[
         nothing,
     ),
     case(FILES, "samples: none", "halfmode data generate darcy --n 0 -o x.npz", 3, &["`n`"], nothing),
+    case(
+        FILES,
+        "samples: no points",
+        "halfmode data generate navier-stokes --resolution 0 -o x.npz",
+        3,
+        &["`resolution`"],
+        nothing,
+    ),
+    case(
+        FILES,
+        "samples: negative viscosity",
+        "halfmode data generate burgers --viscosity=-0.1 -o x.npz",
+        3,
+        &["`viscosity`"],
+        nothing,
+    ),
+    case(
+        FILES,
+        "samples: a setting of another problem",
+        "halfmode data generate burgers --forcing 1 -o x.npz",
+        2,
+        &["--forcing"],
+        nothing,
+    ),
+    case(
+        FILES,
+        "samples of flows: more than memory",
+        "ulimit -v 1000000; halfmode data generate navier-stokes --n 1000000 -o more.npz",
+        6,
+        &["memory"],
+        nothing,
+    ),
     case(
         FILES,
         "samples: more than memory",
