@@ -264,9 +264,15 @@ impl Model {
         if let Some(n) = extents.first_mut() {
             *n = batch.min(*n);
         }
+        let mut dtype = DType::real(Precision::F32);
+        if self.config.fno().complex_data {
+            // The last axis holds both parts.
+            extents.pop();
+            dtype = DType::complex(Precision::F32);
+        }
         let mut tape = Tape::new(Cx::inference(&device, &self.policy));
         let weights = params.leaves(&mut tape);
-        let x = tape.constant(device.alloc(extents, DType::real(Precision::F32), Purpose::Data)?);
+        let x = tape.constant(device.alloc(extents, dtype, Purpose::Data)?);
         self.fno.forward_to(&mut tape, &weights, &x, output_shape)?;
         Ok(device.memory().total.peak)
     }

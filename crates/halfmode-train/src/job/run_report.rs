@@ -85,6 +85,7 @@ fn gather(out: &Path) -> Result<Report, JobError> {
 fn training_label(config: &JobConfig) -> Option<String> {
     match &config.data {
         crate::job::DataConfig::DarcyPt(darcy) => Some(darcy.resolution.to_string()),
+        crate::job::DataConfig::File(_) => crate::job::data_shapes(&config.data).ok().map(|shapes| shapes.train.label),
         data => data.generated().map(|generated| generated.resolution.to_string()),
     }
 }
@@ -103,7 +104,8 @@ fn evaluation(config: &JobConfig, summary: &Summary, train_label: &Option<String
             n_samples: n_samples(label),
             l2: errors.l2,
             h1: Some(errors.h1),
-            zero_shot: train_label.as_ref().is_some_and(|trained| trained != label),
+            // Test sets of one resolution are told apart by a number behind it.
+            zero_shot: train_label.as_deref().is_some_and(|trained| label.split('#').next() != Some(trained)),
         })
         .collect();
     rows.sort_by_key(|row| (row.zero_shot, row.resolution.parse::<usize>().unwrap_or(usize::MAX)));
@@ -147,8 +149,11 @@ fn facts(config: &JobConfig, summary: &Summary) -> Vec<(String, String)> {
 /// The policy's own table, split at its columns.
 fn precision_table(policy: &halfmode_precision::PrecisionPolicy) -> Table {
     let text = policy.table();
-    let mut lines = text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>());
-    let header = lines.next().unwrap_or_default();
+    // The first line says the preset, the second names the columns behind that of the ops.
+    let mut lines =
+        text.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>());
+    let mut header = lines.next().unwrap_or_default();
+    header.insert(0, String::new());
     let n_columns = header.len();
     let rows = lines.map(|mut row| {
         // A cell of several words: everything beyond the last column belongs to it.
