@@ -28,12 +28,10 @@ macro_rules! each_storage {
     };
 }
 
-/// A zeroed vector, or `None` if the system refuses it.
-fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Option<Vec<T>> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(len).ok()?;
-    values.resize(len, T::zeroed());
-    Some(values)
+/// A zeroed vector, or `None` if the system refuses it. Fresh pages come zeroed from the system, one by one
+/// when a kernel's threads first write them, not from one thread here.
+fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Option<Vec<T>> {
+    bytemuck::allocation::try_zeroed_vec(len).ok()
 }
 
 impl Storage {
