@@ -52,6 +52,16 @@ impl<R: Real> Waves<'_, R> {
         (self.even + self.odd) * cols
     }
 
+    /// The parts, then real and imaginary rows that meet cosines, then those that meet sines.
+    fn complex_scratch<'s>(&self, cols: usize, mut scratch: &'s mut [R]) -> [&'s mut [R]; 5] {
+        let (cosine_len, sine_len) = ((self.top + 1) * cols, self.top * cols);
+        [self.parts(cols), cosine_len, cosine_len, sine_len, sine_len].map(|len| {
+            let (own, rest) = std::mem::take(&mut scratch).split_at_mut(len);
+            scratch = rest;
+            own
+        })
+    }
+
     /// `n` real rows to rows (re, im) x frequency: `re = C`, `im = -S`.
     pub(crate) fn real_to_modes(
         &self,
@@ -118,12 +128,7 @@ impl<R: Real> Waves<'_, R> {
         scale: R,
         scratch: &mut [R],
     ) {
-        let (parts, scratch) = scratch.split_at_mut(self.parts(cols));
-        let (cosine_len, sine_len) = ((self.top + 1) * cols, self.top * cols);
-        let (c_re, scratch) = scratch.split_at_mut(cosine_len);
-        let (c_im, scratch) = scratch.split_at_mut(cosine_len);
-        let (s_re, scratch) = scratch.split_at_mut(sine_len);
-        let s_im = &mut scratch[..sine_len];
+        let [parts, c_re, c_im, s_re, s_im] = self.complex_scratch(cols, scratch);
         for (idx, sums) in [[&mut *c_re, &mut *s_re], [&mut *c_im, &mut *s_im]].into_iter().enumerate() {
             let (even, odd) = parts.split_at_mut(self.even * cols);
             let view = field.view.slice(idx * field.stride..field.view.len());
@@ -165,12 +170,7 @@ impl<R: Real> Waves<'_, R> {
         scale: R,
         scratch: &mut [R],
     ) {
-        let (parts, scratch) = scratch.split_at_mut(self.parts(cols));
-        let (cosine_len, sine_len) = ((self.top + 1) * cols, self.top * cols);
-        let (a_re, scratch) = scratch.split_at_mut(cosine_len);
-        let (a_im, scratch) = scratch.split_at_mut(cosine_len);
-        let (ib_re, scratch) = scratch.split_at_mut(sine_len);
-        let ib_im = &mut scratch[..sine_len];
+        let [parts, a_re, a_im, ib_re, ib_im] = self.complex_scratch(cols, scratch);
         let mean = k / 2;
         modes.row(mean, cols).widen(&mut a_re[..cols]);
         modes.row(k + mean, cols).widen(&mut a_im[..cols]);

@@ -98,3 +98,43 @@ pub(crate) fn sum_rows<R: Real, const N: usize, const M: usize>(
     let shapes: Vec<&[usize]> = shapes.iter().map(|shape| &shape[..]).collect();
     partial.finish::<R>(device, &shapes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows beyond one tile, at one and at three threads, against plain loops.
+    #[test]
+    fn tiles_are_the_rows_that_they_are_of() {
+        for (n_rows, threads) in [(1, 1), (128, 3), (300, 1), (300, 3), (1500, 3)] {
+            let device = Device::cpu(threads).unwrap();
+            let values = |c: usize, seed: usize| -> Vec<f64> {
+                (0..n_rows * c).map(|i| ((i * 37 + seed) % 101) as f64 / 8.0 - 6.0).collect()
+            };
+            let (a, b) = (values(3, 1), values(2, 5));
+            let tensor = |values: &[f64], c: usize, precision| {
+                Tensor::from_slice(&device, values, [n_rows, c], precision, Purpose::Activation).unwrap()
+            };
+            // One operand is read in place, the other is widened.
+            let (x, y) = (tensor(&a, 3, Precision::F32), tensor(&b, 2, Precision::F16));
+            let shape = Shape::from([n_rows, 2]);
+            let out = map_rows::<f32, 2>(&device, [&x, &y], (&shape, DType::real(Precision::F32)), |[x, y], out| {
+                for ((x, y), out) in x.chunks_exact(3).zip(y.chunks_exact(2)).zip(out.chunks_exact_mut(2)) {
+                    (out[0], out[1]) = (x[0] + y[0], x[2] - y[1]);
+                }
+            });
+            let sums = sum_rows::<f32, 2, 1>(&device, [&x, &y], [&Shape::from([2])], |[x, y], sums| {
+                for (x, y) in x.chunks_exact(3).zip(y.chunks_exact(2)) {
+                    sums[0][0] += x[1];
+                    sums[0][1] += y[0];
+                }
+            });
+            // Eighths below 16 and sums of at most 1500 of them are exact in f32.
+            let rows = || a.chunks_exact(3).zip(b.chunks_exact(2));
+            let want: Vec<f64> = rows().flat_map(|(x, y)| [x[0] + y[0], x[2] - y[1]]).collect();
+            assert_eq!(out.unwrap().to_vec::<f64>().unwrap(), want, "{n_rows} rows, {threads} threads");
+            let want = vec![rows().map(|(x, _)| x[1]).sum::<f64>(), rows().map(|(_, y)| y[0]).sum()];
+            assert_eq!(sums.unwrap()[0].to_vec::<f64>().unwrap(), want, "{n_rows} rows, {threads} threads");
+        }
+    }
+}

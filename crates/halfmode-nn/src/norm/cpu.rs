@@ -3,7 +3,7 @@
 
 use super::{Dims, EPS};
 use crate::Result;
-use crate::rows::add_column_sums;
+use crate::rows::{add_column_sums, add_gated};
 use halfmode_tensor::{Device, Real, Tensor, View, with_real};
 use rayon::prelude::*;
 
@@ -192,7 +192,7 @@ pub(super) fn backward(
                     let (x, g) = (x.slice(range.clone()).widened(&mut *x_tile), g.slice(range.clone()).widened(&mut *g_tile));
                     gx.slice_mut(range).fill(out, |gx| {
                         scale_rows(x, &it.centre, [&slope, &shift], gx);
-                        add_scaled(gx, g, &factor);
+                        add_gated(gx, &factor, g);
                     });
                 }
                 [g_x_hat, g_sums]
@@ -205,9 +205,4 @@ pub(super) fn backward(
         }
     }
     Ok(sums)
-}
-
-/// `y[row, c] += factor[c] * g[row, c]`
-fn add_scaled<R: Real>(y: &mut [R], g: &[R], factor: &[R]) {
-    crate::rows::add_gated(y, factor, g);
 }

@@ -161,7 +161,7 @@ impl Trainer {
         let loss = self.loss(&mut tape, &prediction, &y)?;
         drop((weights, x, y, prediction));
         tape.backward(loss, self.loss_scale(), &mut |_, _| Ok(()))?;
-        Ok(Rc::try_unwrap(seen).map(RefCell::into_inner).unwrap_or_default())
+        Ok(seen.take())
     }
 
     /// Predictions for normalised inputs, `[n, channels, n_1, …]`, in the units of the data.

@@ -61,7 +61,7 @@ fn gather(out: &Path) -> Result<Report, JobError> {
         evaluation: evaluation(&config, &summary, &train_label),
         facts: facts(&config, &summary),
         precision: precision_table(&policy),
-        op_precision: op_precision(out),
+        op_precision: op_precision(out)?,
         memory: memory_rows(out),
         memory_total: Some(MemoryRow {
             purpose: "total".to_owned(),
@@ -240,12 +240,13 @@ fn loss_scale(out: &Path, initial: f64, summary: &Summary) -> Result<LossScale, 
     Ok(history)
 }
 
-/// The replay of one batch, where the run got as far.
-fn op_precision(out: &Path) -> OpPrecision {
-    let text = read(&out.join("precision.json")).ok();
-    let Some(report) = text.and_then(|text| serde_json::from_str::<PrecisionReport>(&text).ok()) else {
-        return OpPrecision::default();
-    };
+/// The replay of a part of a batch, where the run got as far.
+fn op_precision(out: &Path) -> Result<OpPrecision, JobError> {
+    let path = out.join("precision.json");
+    if !path.exists() {
+        return Ok(OpPrecision::default());
+    }
+    let report: PrecisionReport = serde_json::from_str(&read(&path)?).map_err(|err| bad(&path, err))?;
     let header = ["op", "tensor", "format", "absmax", "headroom", "flushed to 0", "subnormal", "saturated", "error"];
     let mut rows = Table::new(header);
     let share = |share: f64| if share > 0.0 { format!("{:.2} %", 100.0 * share) } else { "0".to_owned() };
@@ -268,7 +269,7 @@ fn op_precision(out: &Path) -> OpPrecision {
          replay, all roundings up to there.",
         report.n_samples, report.loss_scale
     );
-    OpPrecision { sentence: report.sentence().unwrap_or_default(), rows, note }
+    Ok(OpPrecision { sentence: report.sentence().unwrap_or_default(), rows, note })
 }
 
 fn panels(out: &Path) -> Vec<Image> {
