@@ -7,8 +7,8 @@
 //! the other direction. The gradient of the input overwrites the gradient of the output.
 
 use crate::Result;
+use crate::dense_weights::{transpose_weight, widen_weights};
 use crate::fno_block::{Activation, BlockInputs, FnoBlock, Stabilizer};
-use crate::mlp::widen_weights;
 use crate::mode_mix::{mode_mix_bwd, mode_mix_fwd};
 use crate::partial::{Partial, part_ranges, split_sums};
 use crate::rows::{
@@ -21,9 +21,10 @@ use halfmode_fft::{Axis, AxisReal, Weights};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Real, Rows, RowsMut, Tensor, View, ViewMut, with_real};
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// Points that a tile of lines aims at.
-const TILE_POINTS: usize = 128;
+/// Points of a tile of the dense layers, whose operands so fit into the nearest cache.
+const TILE_POINTS: usize = 64;
 
 /// Sizes of one call.
 struct Dims {
@@ -34,8 +35,9 @@ struct Dims {
     lines: usize,
     n: usize,
     k2: usize,
-    /// Lines per tile.
+    /// Lines that are transformed together, and points that go through the dense layers together.
     group: usize,
+    points: usize,
     act: bool,
     tanh: bool,
     axis_scratch: usize,
@@ -48,13 +50,16 @@ impl Dims {
         let grid = &block.transform.config().grid;
         let axis = last_axis(block);
         let n = axis.n();
+        let lines = batch * grid[..grid.len() - 1].iter().product::<usize>();
+        let group = (TILE_POINTS / n).clamp(1, lines.max(1));
         Ok(Dims {
             c,
             h: inputs.hidden(),
-            lines: batch * grid[..grid.len() - 1].iter().product::<usize>(),
+            lines,
             n,
             k2: axis.mode_rows(),
-            group: (TILE_POINTS / n).max(1),
+            group,
+            points: TILE_POINTS.min(group * n),
             act: block.activation == Activation::Gelu,
             tanh: block.stabilizer == Stabilizer::Tanh,
             axis_scratch: axis.scratch_len(c),
@@ -72,9 +77,20 @@ impl Dims {
         self.k2 * self.c
     }
 
-    /// Scalars of a tile with `channels` channels.
+    /// Scalars of the lines that are transformed together.
+    fn group_len(&self) -> usize {
+        self.group * self.line()
+    }
+
+    /// Scalars of a tile of points with `channels` channels.
     fn tile(&self, channels: usize) -> usize {
-        self.group * self.n * channels
+        self.points * channels
+    }
+
+    /// Cuts a group of lines of `len` scalars into tiles of points.
+    fn tiles(&self, len: usize) -> impl Iterator<Item = Range<usize>> {
+        let tile = self.tile(self.c);
+        (0..len).step_by(tile.max(1)).map(move |start| start..(start + tile).min(len))
     }
 }
 
@@ -83,28 +99,49 @@ fn last_axis(block: &FnoBlock) -> &Axis {
     &axes[axes.len() - 1]
 }
 
-/// The dense parameters as accumulators.
+/// The dense parameters as accumulators, and the transposes of skip, first and second weight.
+struct DenseWeights {
+    wide: Vec<Tensor>,
+    transposed: [Tensor; 3],
+}
+
+impl DenseWeights {
+    fn new(accumulate: Precision, dense: &[&Tensor; 7]) -> Result<Self> {
+        let wide = widen_weights(accumulate, dense)?;
+        let transposed = [transpose_weight(&wide[1])?, transpose_weight(&wide[2])?, transpose_weight(&wide[4])?];
+        Ok(DenseWeights { wide, transposed })
+    }
+}
+
+/// Their scalars; `_t` is transposed.
 struct Dense<'a, R> {
     bias: &'a [R],
     skip: &'a [R],
+    skip_t: &'a [R],
     w1: &'a [R],
+    w1_t: &'a [R],
     b1: &'a [R],
     w2: &'a [R],
+    w2_t: &'a [R],
     b2: &'a [R],
     gate: &'a [R],
 }
 
 impl<'a, R: Real> Dense<'a, R> {
-    fn new(wide: &'a [Tensor]) -> Result<Self> {
-        let slice = |idx: usize| -> Result<&'a [R]> { Ok(R::direct(wide[idx].view()?).unwrap_or_default()) };
+    fn new(weights: &'a DenseWeights) -> Result<Self> {
+        let scalars = |w: &'a Tensor| -> Result<&'a [R]> { Ok(R::direct(w.view()?).unwrap_or_default()) };
+        let (wide, [skip_t, w1_t, w2_t]) = (&weights.wide, &weights.transposed);
         Ok(Dense {
-            bias: slice(0)?,
-            skip: slice(1)?,
-            w1: slice(2)?,
-            b1: slice(3)?,
-            w2: slice(4)?,
-            b2: slice(5)?,
-            gate: slice(6)?,
+            bias: scalars(&wide[0])?,
+            skip: scalars(&wide[1])?,
+            skip_t: scalars(skip_t)?,
+            w1: scalars(&wide[2])?,
+            w1_t: scalars(w1_t)?,
+            b1: scalars(&wide[3])?,
+            w2: scalars(&wide[4])?,
+            w2_t: scalars(w2_t)?,
+            b2: scalars(&wide[5])?,
+            gate: scalars(&wide[6])?,
         })
     }
 }
@@ -152,13 +189,13 @@ pub(crate) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Re
         DType::real(cx.policy.pointwise.storage),
         Purpose::Activation,
     )?;
-    let scratch_len = 3 * dims.tile(dims.c) + dims.tile(dims.h) + dims.axis_scratch;
+    let scratch_len = dims.group_len() + dims.axis_scratch.max(2 * dims.tile(dims.c) + dims.tile(dims.h));
     let scratch = cx.device.scratch(scratch_len, dims.accumulate.bytes());
-    let wide = widen_weights(dims.accumulate, &inputs.dense)?;
+    let wide = DenseWeights::new(dims.accumulate, &inputs.dense)?;
     if cx.device.launches() {
         let (x_view, z_view) = (inputs.x.view()?, z.view()?);
         let rows = RowStage { axis: last_axis(block), weights: Weights::Doubled, scale: last(&scales.forward.to_grid) };
-        let tasks = y.view_mut()?.chunks(dims.group * dims.line());
+        let tasks = y.view_mut()?.chunks(dims.group_len());
         with_real!(dims.accumulate, R => {
             let w = Dense::<R>::new(&wide)?;
             cx.device.run(|| tasks.into_par_iter().enumerate().for_each(|(idx, mut out)| {
@@ -201,27 +238,28 @@ fn analyse(block: &FnoBlock, cx: &Cx, x: &Tensor, dims: &Dims, scale: f64) -> Re
     Ok(t)
 }
 
-/// `z = F_rows^-1 Z + bias + W_skip x` for a tile of lines.
-#[allow(clippy::too_many_arguments, reason = "one kernel with many operands")]
-fn pre_activation<R: AxisReal>(
+/// `z = F_rows^-1 Z` for a group of lines.
+fn lines_to_grid<R: AxisReal>(
     dims: &Dims,
     rows: &RowStage<'_>,
-    w: &Dense<'_, R>,
     z_view: View<'_>,
-    (first, n_lines): (usize, usize),
-    x: &[R],
+    first: usize,
     z: &mut [R],
     scratch: &mut [R],
 ) {
-    for (idx, line) in z.chunks_exact_mut(dims.line()).enumerate().take(n_lines) {
+    for (idx, line) in z.chunks_exact_mut(dims.line()).enumerate() {
         let start = (first + idx) * dims.half_line();
         rows.to_grid(z_view.slice(start..start + dims.half_line()), line, dims.c, scratch);
     }
-    linear(x, w.skip, z, (dims.c, dims.c), R::ONE);
+}
+
+/// Adds the rest of the pre-activation to `z`: bias and `W_skip x`.
+fn add_skip<R: Real>(dims: &Dims, w: &Dense<'_, R>, x: &[R], z: &mut [R]) {
+    linear(x, w.skip_t, z, (dims.c, dims.c), R::ONE);
     add_bias(z, w.bias);
 }
 
-/// The last pass of the forward block over a tile of lines.
+/// The last pass of the forward block over a group of lines.
 fn finish_rows<R: AxisReal>(
     dims: &Dims,
     rows: &RowStage<'_>,
@@ -231,24 +269,38 @@ fn finish_rows<R: AxisReal>(
     out: &mut ViewMut<'_>,
     scratch: &mut [R],
 ) {
-    let len = out.len();
-    let n_lines = len / dims.line();
-    let hidden_len = n_lines * dims.n * dims.h;
-    let (x, scratch) = scratch.split_at_mut(dims.tile(dims.c));
-    let (z, scratch) = scratch.split_at_mut(dims.tile(dims.c));
+    let (z, scratch) = scratch.split_at_mut(dims.group_len());
+    let z = &mut z[..out.len()];
+    lines_to_grid(dims, rows, z_view, first, z, scratch);
+    let x_view = x_view.slice(first * dims.line()..first * dims.line() + out.len());
+    for range in dims.tiles(out.len()) {
+        finish_points(dims, w, x_view.slice(range.clone()), &mut z[range.clone()], &mut out.slice_mut(range), scratch);
+    }
+}
+
+/// What follows the inverse transform, for a tile of points; `z` is used up.
+fn finish_points<R: Real>(
+    dims: &Dims,
+    w: &Dense<'_, R>,
+    x: View<'_>,
+    z: &mut [R],
+    out: &mut ViewMut<'_>,
+    scratch: &mut [R],
+) {
+    let hidden_len = z.len() / dims.c * dims.h;
+    let (x_tile, scratch) = scratch.split_at_mut(dims.tile(dims.c));
     let (u, scratch) = scratch.split_at_mut(dims.tile(dims.c));
-    let (m, scratch) = scratch.split_at_mut(dims.tile(dims.h));
-    let (z, u, m) = (&mut z[..len], &mut u[..len], &mut m[..hidden_len]);
-    let x = x_view.slice(first * dims.line()..first * dims.line() + len).widened(x);
-    pre_activation(dims, rows, w, z_view, (first, n_lines), x, z, scratch);
+    let m = &mut scratch[..hidden_len];
+    let x = x.widened(x_tile);
+    add_skip(dims, w, x, z);
     if dims.act {
         R::gelu(z);
     }
-    linear(z, w.w1, m, (dims.c, dims.h), R::ZERO);
+    linear(z, w.w1_t, m, (dims.c, dims.h), R::ZERO);
     add_bias(m, w.b1);
     R::gelu(m);
     out.fill(u, |u| {
-        linear(m, w.w2, u, (dims.h, dims.c), R::ZERO);
+        linear(m, w.w2_t, u, (dims.h, dims.c), R::ZERO);
         add_bias(u, w.b2);
         add_gated(u, w.gate, x);
         if dims.act {
@@ -309,9 +361,9 @@ fn row_gradients(
     let lens = [c, c * c, h * c, h, c * h, c, c];
     let parts = part_ranges(dims.lines, dims.group);
     let mut partial = Partial::new(&cx.device, parts.len(), dims.accumulate, &lens)?;
-    let scratch_len = 6 * dims.tile(c) + 3 * dims.tile(h) + dims.axis_scratch;
+    let scratch_len = dims.group_len() + dims.axis_scratch.max(5 * dims.tile(c) + 3 * dims.tile(h));
     let scratch = cx.device.scratch(scratch_len, dims.accumulate.bytes());
-    let wide = widen_weights(dims.accumulate, &inputs.dense)?;
+    let wide = DenseWeights::new(dims.accumulate, &inputs.dense)?;
     if cx.device.launches() {
         let (x_view, z_view) = (inputs.x.view()?, z.view()?);
         let axis = last_axis(block);
@@ -332,7 +384,7 @@ fn row_gradients(
                         let mut gx = gx.slice_mut(local * dims.line()..(local + n_lines) * dims.line());
                         let mut gz = gz.slice_mut(local * dims.half_line()..(local + n_lines) * dims.half_line());
                         let out = (&mut gx, &mut gz);
-                        row_gradient_tile(dims, (&synthesis, &adjoint), &w, (x_view, z_view), first, out, &mut sums, scratch);
+                        row_gradient_group(dims, (&synthesis, &adjoint), &w, (x_view, z_view), first, out, &mut sums, scratch);
                     }
                 });
             }));
@@ -343,7 +395,7 @@ fn row_gradients(
 }
 
 #[allow(clippy::too_many_arguments, reason = "one kernel with many operands")]
-fn row_gradient_tile<R: AxisReal>(
+fn row_gradient_group<R: AxisReal>(
     dims: &Dims,
     (synthesis, adjoint): (&RowStage<'_>, &RowStage<'_>),
     w: &Dense<'_, R>,
@@ -353,34 +405,54 @@ fn row_gradient_tile<R: AxisReal>(
     sums: &mut [&mut [R]],
     scratch: &mut [R],
 ) {
+    let (z, scratch) = scratch.split_at_mut(dims.group_len());
+    let z = &mut z[..gx_out.len()];
+    lines_to_grid(dims, synthesis, z_view, first, z, scratch);
+    let x_view = x_view.slice(first * dims.line()..first * dims.line() + z.len());
+    for range in dims.tiles(z.len()) {
+        let mut gx = gx_out.slice_mut(range.clone());
+        point_gradients(dims, w, x_view.slice(range.clone()), &mut z[range], &mut gx, sums, scratch);
+    }
+    for (idx, gz) in z.chunks_exact(dims.line()).enumerate() {
+        let modes = gz_out.slice_mut(idx * dims.half_line()..(idx + 1) * dims.half_line());
+        adjoint.to_modes(R::view(gz), modes, dims.c, scratch);
+    }
+}
+
+/// The adjoint of [`finish_points`]: `z` becomes its own gradient.
+fn point_gradients<R: Real>(
+    dims: &Dims,
+    w: &Dense<'_, R>,
+    x: View<'_>,
+    z: &mut [R],
+    gx_out: &mut ViewMut<'_>,
+    sums: &mut [&mut [R]],
+    scratch: &mut [R],
+) {
     let [g_bias, g_skip, g_w1, g_b1, g_w2, g_b2, g_gate] = sums else { return };
     let (c, h) = (dims.c, dims.h);
-    let len = gx_out.len();
-    let n_lines = len / dims.line();
-    let hidden_len = n_lines * dims.n * h;
-    let (x, scratch) = scratch.split_at_mut(dims.tile(c));
-    let (z, scratch) = scratch.split_at_mut(dims.tile(c));
+    let (len, hidden_len) = (z.len(), z.len() / c * h);
+    let (x_tile, scratch) = scratch.split_at_mut(dims.tile(c));
     let (z_slope, scratch) = scratch.split_at_mut(dims.tile(c));
     let (u, scratch) = scratch.split_at_mut(dims.tile(c));
     let (g, scratch) = scratch.split_at_mut(dims.tile(c));
     let (gx, scratch) = scratch.split_at_mut(dims.tile(c));
     let (m, scratch) = scratch.split_at_mut(dims.tile(h));
     let (m_slope, scratch) = scratch.split_at_mut(dims.tile(h));
-    let (gm, scratch) = scratch.split_at_mut(dims.tile(h));
-    let (z, z_slope, u, g, gx) = (&mut z[..len], &mut z_slope[..len], &mut u[..len], &mut g[..len], &mut gx[..len]);
-    let (m, m_slope, gm) = (&mut m[..hidden_len], &mut m_slope[..hidden_len], &mut gm[..hidden_len]);
+    let (z_slope, u, g, gx) = (&mut z_slope[..len], &mut u[..len], &mut g[..len], &mut gx[..len]);
+    let (m, m_slope, gm) = (&mut m[..hidden_len], &mut m_slope[..hidden_len], &mut scratch[..hidden_len]);
 
-    let x = x_view.slice(first * dims.line()..first * dims.line() + len).widened(x);
-    pre_activation(dims, synthesis, w, z_view, (first, n_lines), x, z, scratch);
+    let x = x.widened(x_tile);
+    add_skip(dims, w, x, z);
     if dims.act {
         R::gelu_both(z, z_slope);
     }
-    linear(z, w.w1, m, (c, h), R::ZERO);
+    linear(z, w.w1_t, m, (c, h), R::ZERO);
     add_bias(m, w.b1);
     R::gelu_both(m, m_slope);
 
     if dims.act {
-        linear(m, w.w2, u, (h, c), R::ZERO);
+        linear(m, w.w2_t, u, (h, c), R::ZERO);
         add_bias(u, w.b2);
         add_gated(u, w.gate, x);
         R::gelu_both(u, g);
@@ -402,18 +474,14 @@ fn row_gradient_tile<R: AxisReal>(
         scale_by(gm, m_slope);
         linear_grad_w(gm, z, g_w1, (c, h));
         add_column_sums(gm, g_b1);
-        linear_grad_x(gm, w.w1, g, (c, h), R::ZERO);
+        linear_grad_x(gm, w.w1, z, (c, h), R::ZERO);
         if dims.act {
-            scale_by(g, z_slope);
+            scale_by(z, z_slope);
         }
-        add_column_sums(g, g_bias);
-        linear_grad_w(g, x, g_skip, (c, c));
-        linear_grad_x(g, w.skip, gx, (c, c), R::ONE);
+        add_column_sums(z, g_bias);
+        linear_grad_w(z, x, g_skip, (c, c));
+        linear_grad_x(z, w.skip, gx, (c, c), R::ONE);
     });
-    for (idx, line) in g.chunks_exact(dims.line()).enumerate() {
-        let modes = gz_out.slice_mut(idx * dims.half_line()..(idx + 1) * dims.half_line());
-        adjoint.to_modes(R::view(line), modes, c, scratch);
-    }
 }
 
 /// `gx += F_rows^T gt`, through the derivative of tanh where there is one.
@@ -426,7 +494,7 @@ fn add_analysis_grad(
     gt: &Tensor,
     gx: &mut Tensor,
 ) -> Result<()> {
-    let scratch_len = 3 * dims.line() + dims.axis_scratch;
+    let scratch_len = dims.line() + dims.axis_scratch.max(2 * dims.tile(dims.c));
     let scratch = cx.device.scratch(scratch_len, dims.accumulate.bytes());
     if cx.device.launches() {
         let (x_view, gt_view) = (x.view()?, gt.view()?);
@@ -436,20 +504,23 @@ fn add_analysis_grad(
         cx.device.run(|| {
             with_real!(dims.accumulate, R => tasks.into_par_iter().enumerate().for_each(|(idx, mut out)| {
                 scratch.with::<R, _>(|scratch| {
-                    let (sum, scratch) = scratch.split_at_mut(dims.line());
                     let (g, scratch) = scratch.split_at_mut(dims.line());
-                    let (t, scratch) = scratch.split_at_mut(dims.line());
                     let modes = gt_view.slice(idx * dims.half_line()..(idx + 1) * dims.half_line());
                     rows.to_grid(modes, g, dims.c, scratch);
-                    out.update(sum, |sum| {
-                        if tanh {
-                            x_view.slice(idx * dims.line()..(idx + 1) * dims.line()).widen(t);
-                            <R as Real>::tanh(t);
-                            add_tanh_grad(sum, g, t);
-                        } else {
-                            add(sum, g);
-                        }
-                    });
+                    let x = x_view.slice(idx * dims.line()..(idx + 1) * dims.line());
+                    let (sum, t) = scratch.split_at_mut(dims.tile(dims.c));
+                    for range in dims.tiles(dims.line()) {
+                        let (g, t) = (&g[range.clone()], &mut t[..range.len()]);
+                        out.slice_mut(range.clone()).update(sum, |sum| {
+                            if tanh {
+                                x.slice(range).widen(t);
+                                <R as Real>::tanh(t);
+                                add_tanh_grad(sum, g, t);
+                            } else {
+                                add(sum, g);
+                            }
+                        });
+                    }
                 });
             }));
         });

@@ -4,6 +4,7 @@
 mod batch_norm;
 mod complex;
 mod composed;
+mod dense_weights;
 mod embed;
 mod error;
 mod fno_block;

@@ -259,11 +259,6 @@ impl PointwiseMlp {
     }
 }
 
-/// Weights in the accumulator's precision; shared where they are already.
-pub(crate) fn widen_weights(accumulate: Precision, tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
-    Ok(tensors.iter().map(|w| w.cast(accumulate, Purpose::Workspace)).collect::<std::result::Result<_, _>>()?)
-}
-
 impl Op for PointwiseMlp {
     fn name(&self) -> &'static str {
         "pointwise_mlp"

@@ -1,6 +1,7 @@
 //! Elementwise ops and dense layers on channels-last values: the pieces of the readable
 //! compositions that fused ops are tested against.
 
+use crate::dense_weights::transpose_weight;
 use crate::row_map::{map_rows, sum_rows};
 use crate::rows::{add_bias, add_column_products, add_column_sums, linear, linear_grad_w, linear_grad_x, scale_by};
 use crate::{Error, Result};
@@ -302,8 +303,8 @@ impl Op for Linear {
         let run = || -> Result<Tensor> {
             check_len(self.name(), "weight", w, c_in * c_out)?;
             with_real!(cx.policy.pointwise.storage, R => {
-                let w = whole::<R>(w)?;
-                map_rows(&cx.device, [x], (&shape, storage(cx)), |[x], y| linear(x, &w, y, (c_in, c_out), R::ZERO))
+                let w_t = whole::<R>(&transpose_weight(&w.cast(R::PRECISION, Purpose::Workspace)?)?)?;
+                map_rows(&cx.device, [x], (&shape, storage(cx)), |[x], y| linear(x, &w_t, y, (c_in, c_out), R::ZERO))
             })
         };
         let y = run().map_err(|err| err.in_op(self.name()))?;

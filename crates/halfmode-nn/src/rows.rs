@@ -2,10 +2,10 @@
 
 use halfmode_tensor::{Mat, MatMut, Real};
 
-/// `y = keep * y + x w^T` with `x` `[rows, c_in]`, `w` `[c_out, c_in]`.
-pub(crate) fn linear<R: Real>(x: &[R], w: &[R], y: &mut [R], (c_in, c_out): (usize, usize), keep: R) {
+/// `y = keep * y + x w^T` with `x` `[rows, c_in]`, and `w` `[c_out, c_in]` given as its transpose `w_t`.
+pub(crate) fn linear<R: Real>(x: &[R], w_t: &[R], y: &mut [R], (c_in, c_out): (usize, usize), keep: R) {
     let rows = y.len() / c_out;
-    R::gemm((rows, c_out, c_in), Mat::rows(x, c_in), Mat::transposed(w, c_in), MatMut::rows(y, c_out), keep, R::ONE);
+    R::gemm((rows, c_out, c_in), Mat::rows(x, c_in), Mat::rows(w_t, c_out), MatMut::rows(y, c_out), keep, R::ONE);
 }
 
 /// `gx = keep * gx + gy w`: the adjoint of [`linear`] in `x`.

@@ -171,11 +171,11 @@ fn ledger_in_mixed_precision() {
         grad                  43652          43652
         saved                     0           5120
         activation                0          33792
-        workspace                 0          76464
+        workspace                 0          70356
         table                   876            876
         data                   2048           2048
-        activations               0         108692
-        total                112054         186934"#]]
+        activations               0         109268
+        total                112054         187638"#]]
     .assert_eq(&stats[1].to_string());
 }
 

@@ -1,7 +1,8 @@
 //! The pointwise perceptron on the CPU: tiles of points whose hidden layer never leaves the cache.
 
-use super::{Channels, Layout, Plan, widen_weights};
+use super::{Channels, Layout, Plan};
 use crate::Result;
+use crate::dense_weights::{transpose_weight, widen_weights};
 use crate::partial::{Partial, part_ranges, split_sums};
 use crate::rows::{add_bias, add_column_sums, scale_by};
 use halfmode_tensor::{Device, Mat, MatMut, Real, Tensor, View, ViewMut, with_real};
@@ -140,9 +141,25 @@ impl Plan {
     }
 }
 
-/// The four weights, widened.
+/// The four weights as accumulators.
+struct DenseWeights {
+    wide: Vec<Tensor>,
+    w1_t: Tensor,
+    w2_t: Tensor,
+}
+
+impl DenseWeights {
+    fn new(plan: &Plan, inputs: &[&Tensor; 5]) -> Result<Self> {
+        let wide = widen_weights(plan.accumulate, &inputs[1..])?;
+        Ok(DenseWeights { w1_t: transpose_weight(&wide[0])?, w2_t: transpose_weight(&wide[2])?, wide })
+    }
+}
+
+/// Their scalars; `_t` is transposed.
 struct Weights<'a, R> {
     w1: &'a [R],
+    w1_t: &'a [R],
+    w2_t: &'a [R],
     b1: &'a [R],
     w2: &'a [R],
     b2: &'a [R],
@@ -151,7 +168,7 @@ struct Weights<'a, R> {
 pub(super) fn forward(device: &Device, plan: &Plan, inputs: &[&Tensor; 5], y: &mut Tensor) -> Result<()> {
     let c_out = plan.y.channels;
     let scratch = device.scratch(TILE * (plan.c_first + plan.c_hidden + c_out), plan.accumulate.bytes());
-    let wide = widen_weights(plan.accumulate, &inputs[1..])?;
+    let wide = DenseWeights::new(plan, inputs)?;
     if device.launches() {
         let x_view = inputs[0].view()?;
         let tasks = plan.y.tiles_mut(y.view_mut()?);
@@ -169,7 +186,7 @@ pub(super) fn forward(device: &Device, plan: &Plan, inputs: &[&Tensor; 5], y: &m
                     R::gelu(h);
                     let (row, col) = plan.y.strides(n, c_out);
                     store(&mut pieces, y, |y| {
-                        let w2 = Mat::transposed(w.w2, plan.c_hidden);
+                        let w2 = Mat::rows(w.w2_t, c_out);
                         let (h, out) = (Mat::rows(h, plan.c_hidden), MatMut { data: &mut *y, row, col });
                         R::gemm((n, c_out, plan.c_hidden), h, w2, out, R::ZERO, R::ONE);
                         match plan.y.channels_at {
@@ -194,7 +211,7 @@ pub(super) fn backward(
     let (c_out, c_first, c_hidden) = (plan.y.channels, plan.c_first, plan.c_hidden);
     let scratch_len = TILE * (2 * c_first + 3 * c_hidden + c_out);
     let scratch = device.scratch(scratch_len, plan.accumulate.bytes());
-    let wide = widen_weights(plan.accumulate, &inputs[1..])?;
+    let wide = DenseWeights::new(plan, inputs)?;
     let parts = part_ranges(plan.n_tiles(), 1);
     let lens = [c_hidden * c_first, c_hidden, c_out * c_hidden, c_out];
     let mut partial = Partial::new(device, parts.len(), plan.accumulate, &lens)?;
@@ -233,7 +250,7 @@ fn hidden<R: Real>(plan: &Plan, x: Mat<'_, R>, w: &Weights<'_, R>, h: &mut [R]) 
     R::gemm(
         (n, plan.c_hidden, plan.c_first),
         x,
-        Mat::transposed(w.w1, plan.c_first),
+        Mat::rows(w.w1_t, plan.c_hidden),
         MatMut::rows(h, plan.c_hidden),
         R::ZERO,
         R::ONE,
@@ -289,7 +306,10 @@ fn backward_tile<R: Real>(
     }
 }
 
-fn weights<R: Real>(wide: &[Tensor]) -> Result<Weights<'_, R>> {
-    let slice = |idx: usize| -> Result<&[R]> { Ok(R::direct(wide[idx].view()?).unwrap_or_default()) };
-    Ok(Weights { w1: slice(0)?, b1: slice(1)?, w2: slice(2)?, b2: slice(3)? })
+fn weights<R: Real>(w: &DenseWeights) -> Result<Weights<'_, R>> {
+    fn scalars<R: Real>(w: &Tensor) -> Result<&[R]> {
+        Ok(R::direct(w.view()?).unwrap_or_default())
+    }
+    let [w1, b1, w2, b2] = [0, 1, 2, 3].map(|idx| scalars(&w.wide[idx]));
+    Ok(Weights { w1: w1?, w1_t: scalars(&w.w1_t)?, w2_t: scalars(&w.w2_t)?, b1: b1?, w2: w2?, b2: b2? })
 }
