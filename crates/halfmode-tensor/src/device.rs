@@ -15,6 +15,9 @@ pub enum Target {
         /// Worker threads.
         threads: usize,
     },
+    /// An NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 /// Host memory and a pool of worker threads.
@@ -37,6 +40,9 @@ pub struct MetaDevice {
 pub enum Device {
     /// Computes on the CPU.
     Cpu(CpuDevice),
+    /// Computes on an NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::CudaDevice),
     /// Plans for a target without computing.
     Meta(MetaDevice),
 }
@@ -84,6 +90,8 @@ impl Device {
     pub fn target(&self) -> Target {
         match self {
             Device::Cpu(cpu) => Target::Cpu { threads: cpu.threads.current_num_threads() },
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => Target::Cuda,
             Device::Meta(meta) => meta.target,
         }
     }
@@ -91,14 +99,16 @@ impl Device {
     /// Whether kernels run here. On the planning device only their allocations do.
     #[must_use]
     pub fn launches(&self) -> bool {
-        matches!(self, Device::Cpu(_))
+        !matches!(self, Device::Meta(_))
     }
 
-    /// Worker threads of the target.
+    /// Worker threads of the target; 1 for a GPU, which has none.
     #[must_use]
     pub fn n_threads(&self) -> usize {
         match self.target() {
             Target::Cpu { threads } => threads,
+            #[cfg(feature = "cuda")]
+            Target::Cuda => 1,
         }
     }
 
@@ -111,6 +121,8 @@ impl Device {
     pub(crate) fn ledger(&self) -> &Arc<Ledger> {
         match self {
             Device::Cpu(cpu) => &cpu.ledger,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => &cuda.ledger,
             Device::Meta(meta) => &meta.ledger,
         }
     }
@@ -143,7 +155,7 @@ impl Device {
         Tensor::new(self, shape.into(), dtype, purpose, Contents::Arbitrary)
     }
 
-    /// Memory for a tensor, or `None` if the system refuses it: a freed buffer of this size where one
+    /// Memory for a tensor, or `None` if the host refuses it: a freed buffer of this size where one
     /// waits. Freed buffers go back to the system where live and waiting ones would exceed the peak.
     pub(crate) fn storage(
         &self,
@@ -151,8 +163,13 @@ impl Device {
         len: usize,
         bytes: usize,
         contents: Contents,
-    ) -> Option<Storage> {
-        let Device::Cpu(cpu) = self else { return Some(Storage::Planned) };
+    ) -> Result<Option<Storage>> {
+        let cpu = match self {
+            Device::Cpu(cpu) => cpu,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => return cuda.storage(bytes, contents).map(Some),
+            Device::Meta(_) => return Ok(Some(Storage::Planned)),
+        };
         let waiting = cpu.freed().take(precision, len);
         let mut storage = match waiting {
             Some(mut storage) => {
@@ -163,16 +180,18 @@ impl Device {
             }
             None => {
                 cpu.freed().shrink(cpu.room().saturating_sub(bytes));
-                Storage::zeros(precision, len).or_else(|| {
+                let fresh = Storage::zeros(precision, len).or_else(|| {
                     cpu.freed().shrink(0);
                     Storage::zeros(precision, len)
-                })?
+                });
+                let Some(fresh) = fresh else { return Ok(None) };
+                fresh
             }
         };
         if contents == Contents::Arbitrary && cfg!(debug_assertions) {
             storage.poison();
         }
-        Some(storage)
+        Ok(Some(storage))
     }
 
     /// Takes the memory of a tensor that is no more.
@@ -193,6 +212,8 @@ impl Device {
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Option<T> {
         match self {
             Device::Cpu(cpu) => Some(cpu.threads.install(work)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => Some(work()),
             Device::Meta(_) => None,
         }
     }

@@ -66,6 +66,18 @@ pub enum Error {
     /// Values were asked of a tensor that only plans.
     #[error("a tensor on the planning device has no values: run on the CPU to read them")]
     NoValues,
+    /// The values are on a GPU, where the CPU's kernels cannot read them.
+    #[cfg(feature = "cuda")]
+    #[error("this operation has no GPU kernel yet: run it with --device cpu")]
+    OnGpu,
+    /// The values are not on a GPU.
+    #[cfg(feature = "cuda")]
+    #[error("a GPU kernel was given values that are not on a GPU")]
+    NotOnGpu,
+    /// The GPU, its driver or its libraries.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] halfmode_cuda::Error),
     /// A shared buffer was to be written.
     #[error("the buffer is shared by {n_owners} tensors and cannot be written in place: copy it first")]
     Shared {

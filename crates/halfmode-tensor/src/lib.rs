@@ -3,6 +3,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod device;
 mod edges;
 mod error;

@@ -93,6 +93,10 @@ impl Tensor {
             return Ok(());
         }
         let device = self.device().clone();
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(cuda) = &device {
+            return cuda.add_assign(self, other);
+        }
         let precision = self.precision();
         let src = other.view()?;
         let dst = self.view_mut()?;
@@ -118,6 +122,10 @@ impl Tensor {
             return Ok(());
         }
         let device = self.device().clone();
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(cuda) = &device {
+            return cuda.scale_assign(self, factor);
+        }
         let precision = self.precision();
         let dst = self.view_mut()?;
         device.run(|| {
@@ -135,6 +143,11 @@ impl Tensor {
     /// Whether every scalar is finite. On the planning device: true.
     #[must_use]
     pub fn all_finite(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(_) = self.device() {
+            // A sum of squares in f64 is finite exactly if all terms are; f64 values beyond 1e154 count as too large.
+            return self.sum_squares().is_ok_and(f64::is_finite);
+        }
         let Ok(view) = self.view() else { return true };
         let check = || {
             (0..view.len().div_ceil(TILE)).into_par_iter().all(|idx| {
@@ -159,6 +172,10 @@ impl Tensor {
     /// # Errors
     /// [`Error::NoValues`] on the planning device.
     pub fn sum_squares(&self) -> Result<f64> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(cuda) = self.device() {
+            return cuda.sum_squares(self);
+        }
         let view = self.view()?;
         let tile = |idx: usize| sum_squares(view.slice(idx * TILE..((idx + 1) * TILE).min(view.len())));
         let n_tiles = view.len().div_ceil(TILE);
@@ -189,6 +206,11 @@ impl Tensor {
         let mut out = self.device().alloc_unwritten(shape, self.dtype(), purpose)?;
         if self.device().launches() {
             let len = rest.iter().product::<usize>() * self.dtype().domain.scalars();
+            #[cfg(feature = "cuda")]
+            if let Device::Cuda(cuda) = self.device() {
+                cuda.gather(self, indices, len, &mut out)?;
+                return Ok(out);
+            }
             let (source, mut target) = (self.view()?, out.view_mut()?);
             for (row, &index) in indices.iter().enumerate() {
                 target.slice_mut(row * len..(row + 1) * len).copy_from(source.slice(index * len..(index + 1) * len));

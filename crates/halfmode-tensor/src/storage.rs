@@ -11,19 +11,22 @@ pub(crate) enum Storage {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    /// In the memory of a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(halfmode_cuda::Buffer),
     /// Counted but not there: the planning device's storage.
     Planned,
 }
 
-/// Evaluates `$body` with `$values` bound to the vector of whichever arm; `$planned` if there is none.
+/// Evaluates `$body` with `$values` bound to the vector of whichever arm; `$elsewhere` if the host has none.
 macro_rules! each_storage {
-    ($storage:expr, $values:ident => $body:expr, $planned:expr) => {
+    ($storage:expr, $values:ident => $body:expr, $elsewhere:expr) => {
         match $storage {
             Storage::F64($values) => $body,
             Storage::F32($values) => $body,
             Storage::Bf16($values) => $body,
             Storage::F16($values) => $body,
-            Storage::Planned => $planned,
+            _ => $elsewhere,
         }
     };
 }
@@ -33,6 +36,9 @@ macro_rules! each_storage {
 fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Option<Vec<T>> {
     bytemuck::allocation::try_zeroed_vec(len).ok()
 }
+
+#[cfg(feature = "cuda")]
+pub(crate) use each_storage;
 
 impl Storage {
     /// Zeros, or `None` if the system refuses the memory.
@@ -63,6 +69,12 @@ impl Storage {
         each_storage!(self, values => values.fill(bytemuck::Zeroable::zeroed()), ());
     }
 
+    /// The bytes of host memory.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn host_bytes(&mut self) -> &mut [u8] {
+        each_storage!(self, values => bytemuck::cast_slice_mut(values), &mut [])
+    }
+
     /// Makes a scalar that somebody reads before writing it visible in every result.
     pub(crate) fn poison(&mut self) {
         match self {
@@ -70,7 +82,7 @@ impl Storage {
             Storage::F32(values) => values.fill(f32::NAN),
             Storage::Bf16(values) => values.fill(bf16::NAN),
             Storage::F16(values) => values.fill(f16::NAN),
-            Storage::Planned => {}
+            _ => {}
         }
     }
 }

@@ -53,7 +53,7 @@ impl Tensor {
             .filter(|&bytes| isize::try_from(bytes).is_ok())
             .ok_or_else(too_large)?;
         let live = device.ledger().stats().total.live;
-        let storage = device.storage(dtype.precision, scalars, bytes, contents).ok_or_else(|| Error::OutOfMemory {
+        let storage = device.storage(dtype.precision, scalars, bytes, contents)?.ok_or_else(|| Error::OutOfMemory {
             bytes,
             purpose,
             shape: shape.clone(),
@@ -117,10 +117,15 @@ impl Tensor {
         if values.len() != expected {
             return Err(Error::Length { n_values: values.len(), shape: self.shape.clone(), expected });
         }
-        if self.device().launches() {
-            self.view_mut()?.narrow(values);
+        match self.device() {
+            Device::Meta(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => self.upload(values),
+            Device::Cpu(_) => {
+                self.view_mut()?.narrow(values);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Extents, outermost first.
@@ -187,6 +192,8 @@ impl Tensor {
             Storage::F32(values) => Ok(View::F32(values)),
             Storage::Bf16(values) => Ok(View::Bf16(values)),
             Storage::F16(values) => Ok(View::F16(values)),
+            #[cfg(feature = "cuda")]
+            Storage::Cuda(_) => Err(Error::OnGpu),
             Storage::Planned => Err(Error::NoValues),
         }
     }
@@ -203,6 +210,8 @@ impl Tensor {
             Storage::F32(values) => Ok(ViewMut::F32(values)),
             Storage::Bf16(values) => Ok(ViewMut::Bf16(values)),
             Storage::F16(values) => Ok(ViewMut::F16(values)),
+            #[cfg(feature = "cuda")]
+            Storage::Cuda(_) => Err(Error::OnGpu),
             Storage::Planned => Err(Error::NoValues),
         }
     }
@@ -238,8 +247,11 @@ impl Tensor {
     fn convert(&self, precision: Precision, purpose: Purpose) -> Result<Tensor> {
         let dtype = DType { domain: self.dtype.domain, precision };
         let mut out = Tensor::new(self.device(), self.shape.clone(), dtype, purpose, Contents::Arbitrary)?;
-        if self.device().launches() {
-            ops::convert(self.device(), self.view()?, out.view_mut()?);
+        match self.device() {
+            Device::Meta(_) => {}
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.convert(self, &mut out)?,
+            Device::Cpu(_) => ops::convert(self.device(), self.view()?, out.view_mut()?),
         }
         Ok(out)
     }
@@ -249,9 +261,28 @@ impl Tensor {
     /// # Errors
     /// [`Error::NoValues`] on the planning device.
     pub fn to_vec<R: Real>(&self) -> Result<Vec<R>> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(_) = self.device() {
+            return self.download();
+        }
         let view = self.view()?;
         let mut values = vec![R::ZERO; view.len()];
         view.widen(&mut values);
         Ok(values)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.buffer.storage
+    }
+
+    /// The storage, to be written.
+    ///
+    /// # Errors
+    /// [`Error::Shared`] if other tensors share the buffer.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn storage_mut(&mut self) -> Result<&mut Storage> {
+        let n_owners = Arc::strong_count(&self.buffer);
+        Ok(&mut Arc::get_mut(&mut self.buffer).ok_or(Error::Shared { n_owners })?.storage)
     }
 }

@@ -58,6 +58,25 @@ macro_rules! map_arm {
     };
 }
 
+macro_rules! from_slices {
+    ($($arm:ident $scalar:ty),*) => {
+        $(
+            impl<'a> From<&'a [$scalar]> for View<'a> {
+                fn from(values: &'a [$scalar]) -> Self {
+                    View::$arm(values)
+                }
+            }
+
+            impl<'a> From<&'a mut [$scalar]> for ViewMut<'a> {
+                fn from(values: &'a mut [$scalar]) -> Self {
+                    ViewMut::$arm(values)
+                }
+            }
+        )*
+    };
+}
+from_slices!(F64 f64, F32 f32, Bf16 bf16, F16 f16);
+
 impl<'a> View<'a> {
     /// Number of scalars.
     #[must_use]

@@ -1,0 +1,50 @@
+// What every kernel file shares: stored scalars, their accumulators, and how one becomes the other.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+using f16 = __half;
+using bf16 = __nv_bfloat16;
+using f32 = float;
+using f64 = double;
+
+// What sums of a storage type are formed in.
+template <class T> struct accumulator { using type = f32; };
+template <> struct accumulator<f64> { using type = f64; };
+template <class T> using acc_t = typename accumulator<T>::type;
+
+template <class A> __device__ __forceinline__ A widen(f64 x) { return A(x); }
+template <class A> __device__ __forceinline__ A widen(f32 x) { return A(x); }
+template <class A> __device__ __forceinline__ A widen(f16 x) { return A(__half2float(x)); }
+template <class A> __device__ __forceinline__ A widen(bf16 x) { return A(__bfloat162float(x)); }
+
+// Nearest value, ties to even.
+template <class T> __device__ __forceinline__ T narrow(f32 x);
+template <> __device__ __forceinline__ f64 narrow<f64>(f32 x) { return f64(x); }
+template <> __device__ __forceinline__ f32 narrow<f32>(f32 x) { return x; }
+template <> __device__ __forceinline__ f16 narrow<f16>(f32 x) { return __float2half_rn(x); }
+template <> __device__ __forceinline__ bf16 narrow<bf16>(f32 x) { return __float2bfloat16_rn(x); }
+template <class T> __device__ __forceinline__ T narrow(f64 x);
+template <> __device__ __forceinline__ f64 narrow<f64>(f64 x) { return x; }
+template <> __device__ __forceinline__ f32 narrow<f32>(f64 x) { return f32(x); }
+template <> __device__ __forceinline__ f16 narrow<f16>(f64 x) { return __double2half(x); }
+template <> __device__ __forceinline__ bf16 narrow<bf16>(f64 x) { return __double2bfloat16(x); }
+
+// `N` neighbouring values that are loaded and stored at once.
+template <class T, int N> struct alignas(sizeof(T) * N) Pack { T at[N]; };
+
+// The exact GELU and its derivative.
+__device__ __forceinline__ f32 gelu(f32 x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+__device__ __forceinline__ f64 gelu(f64 x) { return 0.5 * x * (1.0 + erf(x * 0.70710678118654752440)); }
+__device__ __forceinline__ f32 gelu_slope(f32 x) {
+    f32 cdf = 0.5f * (1.0f + erff(x * 0.70710678118654752f));
+    return cdf + x * 0.39894228040143268f * expf(-0.5f * x * x);
+}
+__device__ __forceinline__ f64 gelu_slope(f64 x) {
+    f64 cdf = 0.5 * (1.0 + erf(x * 0.70710678118654752440));
+    return cdf + x * 0.39894228040143267794 * exp(-0.5 * x * x);
+}
+
+// First item and stride of a thread that walks over a row of items with all threads of the grid.
+__device__ __forceinline__ long long grid_start() { return blockIdx.x * (long long)blockDim.x + threadIdx.x; }
+__device__ __forceinline__ long long grid_stride() { return gridDim.x * (long long)blockDim.x; }

@@ -1,0 +1,22 @@
+#![doc = include_str!("../README.md")]
+
+mod blas;
+mod buffer;
+mod compile;
+mod context;
+mod error;
+mod graph;
+mod kernel;
+mod libraries;
+mod pool;
+mod timer;
+
+pub use blas::{Compute, Matmul, Operand, Scalar};
+pub use buffer::{Buffer, Span};
+pub use compile::{Compiled, Source, compile};
+pub use context::{Context, DeviceInfo, MemoryInfo, n_devices};
+pub use error::{Error, Result};
+pub use graph::Graph;
+pub use kernel::{Arg, Grid, Kernel};
+pub use libraries::{Library, Roots, load};
+pub use timer::Timer;
