@@ -1,6 +1,6 @@
 //! Which data sets of an HDF5 file are arrays of numbers, and of which.
 
-use hdf5_reader::{ByteOrder, Dataset, Datatype};
+use hdf5_reader::{ByteOrder, CompoundField, Dataset, Datatype, VarLenKind};
 
 use crate::npy_header::NumpyType;
 
@@ -87,7 +87,8 @@ fn plain(datatype: &Datatype) -> Result<Numbers, String> {
             (dtype, byte_order)
         }
         Datatype::String { .. } => return Err("text".to_owned()),
-        Datatype::VarLen { .. } => return Err("text or lists of any length".to_owned()),
+        Datatype::VarLen { kind: VarLenKind::String, .. } => return Err("text".to_owned()),
+        Datatype::VarLen { .. } => return Err("lists of any length".to_owned()),
         Datatype::Compound { .. } => return Err("records with fields".to_owned()),
         Datatype::Enum { .. } => return Err("an enumeration within another type".to_owned()),
         Datatype::Array { .. } => return Err("elements that are arrays".to_owned()),
@@ -98,7 +99,7 @@ fn plain(datatype: &Datatype) -> Result<Numbers, String> {
 }
 
 /// Two floats named as h5py (`r`, `i`) or MATLAB (`real`, `imag`) names them, without a gap.
-fn complex(size: u32, fields: &[hdf5_reader::CompoundField]) -> Result<Numbers, String> {
+fn complex(size: u32, fields: &[CompoundField]) -> Result<Numbers, String> {
     if let [real, imaginary] = fields
         && [("r", "i"), ("real", "imag")].contains(&(&real.name, &imaginary.name))
         && real.datatype == imaginary.datatype
