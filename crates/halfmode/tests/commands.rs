@@ -340,8 +340,9 @@ fn files_of_hdf5_are_data_too() {
         let [before, after] = [before, after].map(|row| row["absmax"].as_f64().map(|value| value as f32));
         assert_eq!(before, after);
     }
-    let object = folder.json("data import v73.mat four.nc -o both.npz --add-channels");
-    assert_eq!((&object["arrays"]["a"], &object["arrays"]["x"]), (&json!([2, 1, 3, 4]), &json!([4])));
+    let matlab = folder.json("data import v73.mat -o matlab.npz --add-channels");
+    assert_eq!((&matlab["arrays"]["a"], &matlab["left_out"][0]["name"]), (&json!([2, 1, 3, 4]), &json!("name")));
+    assert_eq!(folder.json("data import four.nc -o four.npz")["arrays"], json!({ "u": [3, 4], "x": [4] }));
 }
 
 #[test]
