@@ -58,6 +58,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The file is not HDF5 that can be read, or a data set in it cannot be.
+    #[error("`{}` is not a readable HDF5 file: {reason}", path.display())]
+    Hdf5 {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A tensor of a torch file does not have the shape that such files have.
     #[error("`{}`: tensor `{key}` has shape {found:?}, expected {expected}", path.display())]
     TorchShape {

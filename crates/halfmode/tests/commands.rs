@@ -322,6 +322,30 @@ fn files_of_torch_are_data_too() {
 }
 
 #[test]
+fn files_of_hdf5_are_data_too() {
+    let folder = Folder::new("hdf5");
+    let recorded = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hdf5");
+    for name in ["small.h5", "v73.mat", "four.nc"] {
+        std::fs::copy(recorded.join(name), folder.join(name)).unwrap();
+    }
+    let object = folder.json("data import small.h5 -o all.npz");
+    assert_eq!(object["arrays"]["group/inner/f32"], json!([3, 4]));
+    assert_eq!(object["arrays"]["c64"], json!([2, 3, 4, 2]));
+    assert_eq!(object["left_out"].as_array().unwrap().len(), 6);
+    let (before, after) = (folder.json("data inspect small.h5"), folder.json("data inspect all.npz"));
+    assert_eq!((&before["kind"], &before["unreadable"][1]["name"]), (&json!("hdf5"), &json!("bytes")));
+    assert_eq!(before["arrays"][4]["dtype"], "complex f32");
+    for (before, after) in before["arrays"].as_array().unwrap().iter().zip(after["arrays"].as_array().unwrap()) {
+        assert_eq!((&before["name"], &before["shape"]), (&after["name"], &after["shape"]));
+        let [before, after] = [before, after].map(|row| row["absmax"].as_f64().map(|value| value as f32));
+        assert_eq!(before, after);
+    }
+    let matlab = folder.json("data import v73.mat -o matlab.npz --add-channels");
+    assert_eq!((&matlab["arrays"]["a"], &matlab["left_out"][0]["name"]), (&json!([2, 1, 3, 4]), &json!("name")));
+    assert_eq!(folder.json("data import four.nc -o four.npz")["arrays"], json!({ "u": [3, 4], "x": [4] }));
+}
+
+#[test]
 fn the_examples_are_legal() {
     let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let folder = Folder::new("examples");

@@ -74,7 +74,7 @@ fn missing_and_strange_files() {
     folder.run("train tiny.toml --resume").exits(7).says(&["no checkpoint", "runs/tiny"]);
     folder.run("train tiny.toml --out noise").exits(2).says(&["is a file"]);
     folder.run("data inspect nothing.npz").exits(4).says(&["nothing.npz", "help:"]);
-    folder.run("data inspect noise").exits(4).says(&["no .npz, .npy, .safetensors or .pt"]);
+    folder.run("data inspect noise").exits(4).says(&["no .npz, .npy, .safetensors, .pt or HDF5"]);
     folder.run("data inspect empty.npz").exits(4);
     folder.run("data inspect noise.safetensors").exits(7);
     folder.run("eval nothing").exits(7);

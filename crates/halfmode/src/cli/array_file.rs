@@ -1,9 +1,9 @@
-//! Files of arrays, whatever their format: `.npz`, `.npy`, `.safetensors`, `.pt`.
+//! Files of arrays, whatever their format: `.npz`, `.npy`, `.safetensors`, `.pt`, HDF5.
 
 use crate::cli::error::{CliError, Exit};
 use crate::cli::memory;
 use halfmode::data::numpy::{npy_info, read_npy};
-use halfmode::data::{ArrayInfo, NpzFile, TorchFile, open_regular};
+use halfmode::data::{ArrayInfo, Hdf5File, Hdf5Info, LeftOut, NpzFile, TorchFile, open_regular};
 use halfmode::train::{Array, Values, read_named};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::Value;
@@ -19,6 +19,7 @@ pub(crate) enum Kind {
     Npy,
     Safetensors,
     Torch,
+    Hdf5,
 }
 
 impl Kind {
@@ -28,6 +29,7 @@ impl Kind {
             Kind::Npy => "npy",
             Kind::Safetensors => "safetensors",
             Kind::Torch => "torch",
+            Kind::Hdf5 => "hdf5",
         }
     }
 }
@@ -43,6 +45,25 @@ enum Source {
     Npy(ArrayInfo),
     Safetensors(BTreeMap<String, Array>, Value),
     Torch(Box<TorchFile>),
+    Hdf5(Box<Hdf5File>),
+}
+
+/// Why a file that is none of these is not read, and what makes one of it that is, if its first bytes tell.
+fn relative_of_hdf5(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    if start.starts_with(b"MATLAB 5.0 MAT-file") {
+        let convert = "save it in MATLAB with save('data.mat', '-v7.3'), or in Python: d = scipy.io.loadmat('data.mat'); \
+            numpy.savez('data.npz', **{k: d[k] for k in d if k[0] != '_'})";
+        return Some(("MATLAB files of version 5 are not read, those of 7.3 are", convert));
+    }
+    if start.starts_with(b"CDF\x01") || start.starts_with(b"CDF\x02") || start.starts_with(b"CDF\x05") {
+        return Some(("classic NetCDF files are not read, those of NetCDF-4 are", "nccopy -k nc4 data.nc data4.nc"));
+    }
+    None
+}
+
+/// The name of the type of a data set's numbers.
+fn hdf5_dtype(info: &Hdf5Info) -> String {
+    if info.complex { format!("complex {}", info.dtype.name()) } else { info.dtype.name().to_owned() }
 }
 
 /// The type of the values of a tensor in a safetensors file.
@@ -56,17 +77,13 @@ impl ArrayFile {
         let place = path.display().to_string();
         let refuse = |what: &str, why: String| CliError::new(Exit::Data, what).at(place.clone()).why(why);
         let mut start = Vec::new();
-        let opened = open_regular(path).and_then(|file| file.take(8).read_to_end(&mut start));
+        let opened = open_regular(path).and_then(|file| file.take(64).read_to_end(&mut start));
         opened.map_err(|err| {
             let err = refuse("the file cannot be read", err.to_string());
             err.help(format!("halfmode data generate darcy --output {place}"))
         })?;
         let source = if start.starts_with(b"\x93NUMPY") {
             Source::Npy(npy_info(path)?)
-        } else if start.starts_with(b"\x89HDF") {
-            let convert = "with h5py.File('data.h5') as f: numpy.savez('data.npz', **{k: f[k][:] for k in f})";
-            let err = refuse("HDF5 files are not read", format!("convert it in Python: {convert}"));
-            return Err(err.help("halfmode data inspect data.npz"));
         } else if start.starts_with(b"PK") && path.extension().is_some_and(|extension| extension == "npz") {
             Source::Npz(Box::new(NpzFile::open(path)?))
         } else if start.starts_with(b"PK") {
@@ -74,6 +91,10 @@ impl ArrayFile {
                 Some(torch) => Source::Torch(Box::new(torch)),
                 None => Source::Npz(Box::new(NpzFile::open(path)?)),
             }
+        } else if let Some((what, convert)) = relative_of_hdf5(&start) {
+            return Err(refuse(what, format!("convert it: {convert}")));
+        } else if let Some(hdf5) = Hdf5File::open(path)? {
+            Source::Hdf5(Box::new(hdf5))
         } else {
             let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
             memory::check("the file", usize::try_from(bytes).unwrap_or(usize::MAX))
@@ -83,7 +104,9 @@ impl ArrayFile {
                 Err(err) if path.extension().is_some_and(|extension| extension == "safetensors") => {
                     return Err(err.into());
                 }
-                Err(err) => return Err(refuse("this is no .npz, .npy, .safetensors or .pt file", err.to_string())),
+                Err(err) => {
+                    return Err(refuse("this is no .npz, .npy, .safetensors, .pt or HDF5 file", err.to_string()));
+                }
             }
         };
         Ok(ArrayFile { path: path.to_owned(), source })
@@ -95,6 +118,7 @@ impl ArrayFile {
             Source::Npy(_) => Kind::Npy,
             Source::Safetensors(..) => Kind::Safetensors,
             Source::Torch(_) => Kind::Torch,
+            Source::Hdf5(_) => Kind::Hdf5,
         }
     }
 
@@ -115,19 +139,33 @@ impl ArrayFile {
             }
             Source::Safetensors(arrays, _) => arrays.keys().cloned().collect(),
             Source::Torch(torch) => torch.keys(),
+            Source::Hdf5(hdf5) => hdf5.keys(),
+        }
+    }
+
+    /// What is in the file beside arrays of numbers.
+    pub(crate) fn left_out(&self) -> &[LeftOut] {
+        match &self.source {
+            Source::Hdf5(hdf5) => hdf5.left_out(),
+            _ => &[],
         }
     }
 
     /// Refuses an array that the memory cannot hold, with `width` bytes per value: a small archive may
     /// unpack to any size.
     fn check_memory(&mut self, name: &str, width: usize) -> Result<(), CliError> {
-        let info = match &mut self.source {
-            Source::Npz(npz) => npz.info(name)?,
-            Source::Torch(torch) => torch.info(name)?,
-            Source::Npy(info) => info.clone(),
+        let (n_elements, width) = match &mut self.source {
+            Source::Npz(npz) => (npz.info(name)?.n_elements(), width),
+            Source::Torch(torch) => (torch.info(name)?.n_elements(), width),
+            Source::Npy(info) => (info.n_elements(), width),
+            // Its bytes are there as a whole while they are converted.
+            Source::Hdf5(hdf5) => {
+                let info = hdf5.info(name)?;
+                (info.shape.iter().product(), width + info.dtype.size())
+            }
             Source::Safetensors(..) => return Ok(()),
         };
-        memory::check(&format!("array `{name}`"), info.n_elements().saturating_mul(width))
+        memory::check(&format!("array `{name}`"), n_elements.saturating_mul(width))
             .map_err(|err| err.at(self.path.display().to_string()))
     }
 
@@ -144,6 +182,11 @@ impl ArrayFile {
                 let info = torch.info(name)?;
                 let array = torch.read::<f64>(name)?;
                 Ok((info.dtype.name().to_owned(), info.shape, array.into_raw_vec_and_offset().0))
+            }
+            Source::Hdf5(hdf5) => {
+                let info = hdf5.info(name)?;
+                let array = hdf5.read::<f64>(name)?;
+                Ok((hdf5_dtype(&info), info.shape, array.into_raw_vec_and_offset().0))
             }
             Source::Npy(info) => {
                 let array = read_npy::<f64>(&self.path)?;
@@ -183,6 +226,7 @@ impl ArrayFile {
         let array = match &mut self.source {
             Source::Npz(npz) => npz.read::<f32>(&name)?,
             Source::Torch(torch) => torch.read::<f32>(&name)?,
+            Source::Hdf5(hdf5) => hdf5.read::<f32>(&name)?,
             Source::Npy(_) => read_npy::<f32>(&self.path)?,
             Source::Safetensors(arrays, _) => {
                 let array = arrays

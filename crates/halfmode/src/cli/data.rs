@@ -7,7 +7,7 @@ use crate::cli::progress::DataWatch;
 use crate::cli::signals::Signals;
 use crate::cli::{Context, memory, text};
 use halfmode::data::numpy::{NpzArray, write_npz};
-use halfmode::data::{BurgersConfig, DarcyConfig, NavierStokesConfig, Problem, write_pairs};
+use halfmode::data::{BurgersConfig, DarcyConfig, LeftOut, NavierStokesConfig, Problem, write_pairs};
 use ndarray::{ArrayD, Axis};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -24,9 +24,9 @@ pub(crate) struct DataArgs {
 enum DataCommand {
     /// Makes samples with a native generator; the same arguments give the same bytes.
     Generate(GenerateArgs),
-    /// Gathers arrays of other files (.npy, .npz, .safetensors, .pt of torch) into one .npz, in f32.
+    /// Gathers arrays of other files (.npy, .npz, .safetensors, .pt of torch, .h5, .mat 7.3, .nc) into one .npz, in f32.
     Import(ImportArgs),
-    /// Names, shapes, types and ranges of the arrays of a file (.npz, .npy, .safetensors, .pt).
+    /// Names, shapes, types and ranges of the arrays of a file (.npz, .npy, .safetensors, .pt, .h5, .mat, .nc).
     Inspect(InspectArgs),
 }
 
@@ -188,8 +188,13 @@ fn run_generate(args: &GenerateArgs, context: &Context) -> Result<Exit, CliError
 
 fn run_import(args: &ImportArgs, context: &Context) -> Result<Exit, CliError> {
     let mut arrays: Vec<(String, ArrayD<f32>)> = Vec::new();
+    let mut left_out = Vec::new();
     for path in &args.files {
         let mut file = ArrayFile::open(path)?;
+        for LeftOut { name, reason } in file.left_out() {
+            context.output.warn(&format!("{name} is left out: {reason}"));
+            left_out.push(json!({ "file": text::path(path), "name": name, "reason": reason }));
+        }
         for name in file.names() {
             if arrays.iter().any(|(other, _)| *other == name) {
                 let err = CliError::new(Exit::Data, format!("two files hold an array `{name}`"));
@@ -207,7 +212,7 @@ fn run_import(args: &ImportArgs, context: &Context) -> Result<Exit, CliError> {
     write_npz(&args.output, &named)?;
     let shapes: serde_json::Map<String, Value> =
         arrays.iter().map(|(name, array)| (name.clone(), json!(array.shape()))).collect();
-    let object = json!({ "file": text::path(&args.output), "arrays": shapes });
+    let object = json!({ "file": text::path(&args.output), "arrays": shapes, "left_out": left_out });
     context.output.result(object, || {
         let shapes = arrays.iter().map(|(name, array)| format!("{name} {:?}", array.shape()));
         format!("{}: {}, f32", args.output.display(), shapes.collect::<Vec<_>>().join(", "))

@@ -3,6 +3,7 @@
 use crate::cli::array_file::{ArrayFile, Kind};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{Context, text};
+use halfmode::data::LeftOut;
 use halfmode::precision::{Format, RangeStats};
 use halfmode::train::job::newest_checkpoint;
 use serde_json::{Value, json};
@@ -10,7 +11,8 @@ use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
-    /// A model, a checkpoint, a run (its newest checkpoint) or data: .safetensors, .npz, .npy, .pt.
+    /// A model, a checkpoint, a run (its newest checkpoint) or data: .safetensors, .npz, .npy, .pt, .h5,
+    /// .mat (7.3), .nc (NetCDF-4).
     file: PathBuf,
 }
 
@@ -114,12 +116,15 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> Result<Exit, CliErro
     let mut file = ArrayFile::open(path)?;
     let kind = file.kind();
     let mut rows = Vec::new();
-    let mut unreadable = Vec::new();
+    let mut unreadable: Vec<(String, CliError)> = Vec::new();
+    for LeftOut { name, reason } in file.left_out() {
+        unreadable.push((name.clone(), CliError::new(Exit::Data, reason.clone()).at(path.display().to_string())));
+    }
     for name in file.names() {
         match file.read_f64(&name) {
             Ok((dtype, shape, values)) => rows.push(row(name, dtype, shape, &values)),
             // One array of strings is no reason to hide the others.
-            Err(err) if kind == Kind::Npz => unreadable.push((name, err)),
+            Err(err) if matches!(kind, Kind::Npz | Kind::Hdf5) => unreadable.push((name, err)),
             Err(err) => return Err(err),
         }
     }

@@ -147,6 +147,10 @@ pub(crate) const FIXTURES: &[fn(&Folder)] = &[
         assert!(made.success());
         let torch = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/torch/small.pt");
         std::fs::copy(torch, folder.join("small.pt")).unwrap();
+        for name in ["block.h5", "latest.h5", "v5.mat", "classic.nc"] {
+            let hdf5 = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hdf5").join(name);
+            std::fs::copy(hdf5, folder.join(name)).unwrap();
+        }
     },
 ];
 
@@ -399,11 +403,39 @@ pub(crate) const CASES: &[Case] = &[
         nothing,
     ),
     case(FILES, "missing file", "halfmode data inspect none.npz", 4, &["none.npz"], nothing),
-    case(FILES, ".h5", "halfmode data import data.h5 -o data.npz", 4, &["HDF5", "numpy.savez"], |f| {
-        bytes(f, "data.h5", b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0")
+    case(
+        FILES,
+        ".h5 that ends in its header",
+        "halfmode data import data.h5 -o data.npz",
+        4,
+        &["HDF5", "data.h5"],
+        |f| bytes(f, "data.h5", b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0"),
+    ),
+    case(FILES, ".h5 cut off", "halfmode data import cut.h5 -o data.npz", 4, &["HDF5", "cut.h5"], |f| {
+        cut(f, "latest.h5", "cut.h5")
     }),
+    case(FILES, ".h5 that is something else", "halfmode data inspect text.h5", 4, &["no .npz", "HDF5 file"], |f| {
+        f.write("text.h5", "not a header of HDF5, of zip or of NumPy")
+    }),
+    case(FILES, ".h5 with a huge shape", "halfmode data inspect huge.h5", 6, &["memory"], |f| {
+        let mut file = std::fs::read(f.join("block.h5")).unwrap();
+        let shape: Vec<u8> = [2u64, 3, 4].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let at = file.windows(shape.len()).position(|part| part == shape).unwrap();
+        file[at..at + 8].copy_from_slice(&(1u64 << 50).to_le_bytes());
+        bytes(f, "huge.h5", &file)
+    }),
+    case(
+        FILES,
+        ".h5 with text and records beside numbers",
+        "halfmode data import latest.h5 -o numbers.npz",
+        0,
+        &["texts is left out: text", "records with fields a, b"],
+        nothing,
+    ),
+    case(FILES, ".mat of version 5", "halfmode data import v5.mat -o data.npz", 4, &["-v7.3", "loadmat"], nothing),
+    case(FILES, ".nc of classic NetCDF", "halfmode data inspect classic.nc", 4, &["nccopy"], nothing),
     case(FILES, "empty file", "halfmode data inspect empty", 4, &["empty"], nothing),
-    case(FILES, "text", "halfmode data inspect noise", 4, &["no .npz, .npy, .safetensors or .pt"], nothing),
+    case(FILES, "text", "halfmode data inspect noise", 4, &["no .npz, .npy, .safetensors, .pt or HDF5"], nothing),
     case(FILES, "a folder", "halfmode data inspect folder", 4, &["directory"], nothing),
     case(FILES, "a device that never ends", "halfmode data inspect /dev/zero", 4, &["device"], nothing),
     case(FILES, "a pipe without a writer", "halfmode data inspect pipe", 4, &["pipe"], nothing),
