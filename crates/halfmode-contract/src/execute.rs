@@ -152,6 +152,8 @@ impl ContractKernels for Device {
     fn pair_product(&self, product: &PairProduct<'_>, result: &mut Tensor) -> Result<()> {
         match self.target() {
             Target::Cpu { .. } => product.on_cpu(self, result),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 }

@@ -29,6 +29,8 @@ impl FftKernels for Device {
     fn axis_stage(&self, stage: &Stage<'_>, direction: Direction, input: &Tensor, output: &mut Tensor) -> Result<()> {
         match self.target() {
             Target::Cpu { .. } => stage.run(self, direction, input, output),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 }

@@ -135,6 +135,8 @@ impl FnoBlockKernels for Device {
     ) -> crate::Result<(Tensor, Option<Tensor>)> {
         match self.target() {
             halfmode_tensor::Target::Cpu { .. } => fused_block::forward(block, cx, inputs),
+            #[cfg(feature = "cuda")]
+            halfmode_tensor::Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 
@@ -148,6 +150,8 @@ impl FnoBlockKernels for Device {
     ) -> crate::Result<Vec<Tensor>> {
         match self.target() {
             halfmode_tensor::Target::Cpu { .. } => fused_block::backward(block, cx, inputs, x_hat, grad),
+            #[cfg(feature = "cuda")]
+            halfmode_tensor::Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 }

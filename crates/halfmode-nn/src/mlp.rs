@@ -75,6 +75,8 @@ impl MlpKernels for Device {
     fn mlp_forward(&self, plan: &Plan, inputs: &[&Tensor; 5], y: &mut Tensor) -> Result<()> {
         match self.target() {
             Target::Cpu { .. } => cpu::forward(self, plan, inputs, y),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 
@@ -87,6 +89,8 @@ impl MlpKernels for Device {
     ) -> Result<Vec<Tensor>> {
         match self.target() {
             Target::Cpu { .. } => cpu::backward(self, plan, inputs, grad, gx),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 }

@@ -33,6 +33,8 @@ impl MixKernels for Device {
     fn mix_forward(&self, dims: &Dims, operands: [&Tensor; 2], y_hat: &mut Tensor) -> Result<()> {
         match self.target() {
             Target::Cpu { .. } => cpu::forward(self, dims, operands, y_hat),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 
@@ -45,6 +47,8 @@ impl MixKernels for Device {
     ) -> Result<()> {
         match self.target() {
             Target::Cpu { .. } => cpu::backward(self, dims, operands, weight_factor, grads),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 }

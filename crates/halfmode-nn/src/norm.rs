@@ -71,6 +71,8 @@ impl NormKernels for Device {
     fn norm_forward(&self, dims: &Dims, x: &Tensor, affine: Option<[&Tensor; 2]>, y: &mut Tensor) -> Result<()> {
         match self.target() {
             Target::Cpu { .. } => cpu::forward(self, dims, x, affine, y),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 
@@ -83,6 +85,8 @@ impl NormKernels for Device {
     ) -> Result<[Vec<f64>; 2]> {
         match self.target() {
             Target::Cpu { .. } => cpu::backward(self, dims, operands, weight, gx),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 }

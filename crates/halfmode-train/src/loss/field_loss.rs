@@ -54,6 +54,8 @@ impl LossKernels for Device {
         match (self.target(), loss) {
             (Target::Cpu { .. }, FieldLoss::Lp(loss)) => loss.norms_on_cpu(self, fields, pair, precision),
             (Target::Cpu { .. }, FieldLoss::H1(loss)) => loss.norms_on_cpu(self, fields, pair, precision),
+            #[cfg(feature = "cuda")]
+            (Target::Cuda, _) => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 
@@ -68,6 +70,8 @@ impl LossKernels for Device {
         match (self.target(), loss) {
             (Target::Cpu { .. }, FieldLoss::Lp(loss)) => loss.gradient_on_cpu(self, fields, back, precision, grad),
             (Target::Cpu { .. }, FieldLoss::H1(loss)) => loss.gradient_on_cpu(self, fields, back, precision, grad),
+            #[cfg(feature = "cuda")]
+            (Target::Cuda, _) => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 }

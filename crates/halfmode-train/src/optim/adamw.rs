@@ -268,6 +268,8 @@ impl AdamWKernels for Device {
     fn adamw(&self, update: Update<'_>) -> Result<()> {
         match self.target() {
             Target::Cpu { .. } => cpu::update(self, update),
+            #[cfg(feature = "cuda")]
+            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
         }
     }
 }
