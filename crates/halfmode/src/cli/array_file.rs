@@ -138,16 +138,16 @@ impl ArrayFile {
             Source::Npz(npz) => {
                 let info = npz.info(name)?;
                 let array = npz.read::<f64>(name)?;
-                Ok((info.dtype.name().to_owned(), info.shape, array.into_raw_vec_and_offset().0))
+                Ok((info.type_name(), info.shape, array.into_raw_vec_and_offset().0))
             }
             Source::Torch(torch) => {
                 let info = torch.info(name)?;
                 let array = torch.read::<f64>(name)?;
-                Ok((info.dtype.name().to_owned(), info.shape, array.into_raw_vec_and_offset().0))
+                Ok((info.type_name(), info.shape, array.into_raw_vec_and_offset().0))
             }
             Source::Npy(info) => {
                 let array = read_npy::<f64>(&self.path)?;
-                Ok((info.dtype.name().to_owned(), info.shape.clone(), array.into_raw_vec_and_offset().0))
+                Ok((info.type_name(), info.shape.clone(), array.into_raw_vec_and_offset().0))
             }
             Source::Safetensors(arrays, _) => {
                 let array =
