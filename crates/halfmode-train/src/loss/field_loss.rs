@@ -4,7 +4,7 @@ use super::fields::{self, Backward, FieldNorm, Fields};
 use super::{H1Loss, LpLoss};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::{DType, Precision};
+use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Target, Tensor};
 
 /// One of the losses.
@@ -198,6 +198,7 @@ fn modulus(u: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::Reduction;
+    use halfmode_precision::DType;
     use halfmode_tensor::Shape;
 
     /// Runs the default bodies.

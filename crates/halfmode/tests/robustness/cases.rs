@@ -353,6 +353,21 @@ pub(crate) const CASES: &[Case] = &[
     case(TRAIN, "array of seven axes", FILE, 4, &["2 spatial axes"], |f| {
         pairs(f, &[4, 1, 2, 2, 2, 2, 2], &[4, 1, 2, 2, 2, 2, 2], None)
     }),
+    case(TRAIN, "complex numbers for a model of real fields", FILE, 4, &["set model.complex_data = true"], complex),
+    case(TRAIN, "real and imaginary part for a model of real fields", FILE, 4, &["model.complex_data = true"], |f| {
+        pairs(f, &[4, 1, 16, 16, 2], &[4, 1, 16, 16, 2], None)
+    }),
+    case(TRAIN, "real numbers for a model of complex fields", COMPLEX, 4, &["set model.complex_data = false"], |f| {
+        pairs(f, &[4, 1, 16, 16], &[4, 1, 16, 16], None)
+    }),
+    case(
+        TRAIN,
+        "generated data for a model of complex fields",
+        "halfmode train tiny.toml --out other --set model.complex_data=true",
+        3,
+        &["model.complex_data", "real"],
+        nothing,
+    ),
     case(TRAIN, "no samples", FILE, 4, &["at least one sample"], |f| pairs(f, &[0, 1, 16, 16], &[0, 1, 16, 16], None)),
     case(TRAIN, "empty grid", FILE, 4, &["empty"], |f| pairs(f, &[4, 1, 0, 16], &[4, 1, 0, 16], None)),
     case(TRAIN, "NaN among the inputs", FILE, 4, &["`x` holds NaN", "[0, 0, 0, 5]"], |f| {
@@ -423,8 +438,8 @@ pub(crate) const CASES: &[Case] = &[
     case(FILES, ".npy of text", INSPECT, 4, &["`<U5`"], |f| {
         npy(f, "{'descr': '<U5', 'fortran_order': False, 'shape': (3,)}")
     }),
-    case(FILES, ".npy of complex numbers", INSPECT, 4, &["`<c8`"], |f| {
-        npy(f, "{'descr': '<c8', 'fortran_order': False, 'shape': (3,)}")
+    case(FILES, ".npy of extended complex numbers", INSPECT, 4, &["`<c32`"], |f| {
+        npy(f, "{'descr': '<c32', 'fortran_order': False, 'shape': (3,)}")
     }),
     case(FILES, ".npy of objects", INSPECT, 4, &["`|O`"], |f| {
         npy(f, "{'descr': '|O', 'fortran_order': False, 'shape': (3,)}")
