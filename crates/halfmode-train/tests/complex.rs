@@ -14,7 +14,7 @@ use halfmode_train::job::{
     DataConfig, FileData, FileLayout, JobConfig, JobError, LossKind, Model, ModelConfig, Quiet, Run, RunOptions, Summary,
     data_shapes, load_data, plan,
 };
-use halfmode_train::{AdamW, AdamWConfig, AdamWKind, H1Loss, LpLoss, Reduction};
+use halfmode_train::{AdamW, AdamWConfig, AdamWKind, H1Loss, LpLoss, Reduction, Schedule};
 use ndarray::{ArrayD, IxDyn};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -250,10 +250,9 @@ fn job(folder: &Folder, preset: Preset) -> JobConfig {
         output: "y".to_owned(),
         layout: FileLayout::ChannelsFirst,
     });
-    config.train.epochs = 10;
+    config.train.epochs = 40;
     config.train.loss = LossKind::L2;
     config.train.batch_size = 4;
-    config.optimizer.learning_rate = 1e-2;
     config.precision = PrecisionConfig::new(preset, Precision::F16);
     config
 }
@@ -269,12 +268,16 @@ fn train(config: &JobConfig, out: PathBuf, resume: bool) -> Summary {
 #[test]
 fn a_job_learns_and_mixed_follows_full() {
     let folder = Folder::new("complex-job");
-    let mut errors = Vec::new();
-    for preset in [Preset::Full, Preset::Mixed] {
-        let (config, out) = (job(&folder, preset), folder.0.join(preset.to_string()));
+    let mut errors = [0.0; 2];
+    let presets = [Preset::Full, Preset::Mixed].into_iter().enumerate();
+    for ((idx, preset), seed) in presets.flat_map(|preset| (0..3).map(move |seed| (preset, seed))) {
+        let (mut config, out) = (job(&folder, preset), folder.0.join(format!("{preset}-{seed}")));
+        config.seed = seed;
         let summary = train(&config, out.clone(), false);
         let error = summary.eval["16"];
-        assert!(error.l2 < 0.15 && error.h1 < 0.3, "{preset}: {error:?}");
+        let records = halfmode_train::read_metrics(out.join("metrics.jsonl")).unwrap();
+        let first = records[0]["eval"]["16"]["l2"].as_f64().unwrap();
+        assert!(error.l2 < 0.1 && error.l2 < 0.2 * first, "{preset}: {first} to {error:?}");
         assert_eq!(summary.skipped_steps, 0);
         assert_eq!(summary.peak_bytes, summary.planned_peak_bytes, "{preset}");
         let planned = plan(&config, &data_shapes(&config).unwrap(), 2).unwrap();
@@ -288,9 +291,10 @@ fn a_job_learns_and_mixed_follows_full() {
         let data = load_data(&config, Path::new("unused"), 1, &|_, _, _| {}).unwrap();
         let (again, prediction) = model.evaluate(&data.tests[0].1, 3).unwrap();
         assert_eq!(prediction.shape(), [8, 1, 16, 2]);
-        assert!(again.l2 < 0.15 && again.l2 <= 1.01 * error.l2, "{preset}: {again:?} {error:?}");
-        errors.push(error.l2);
+        assert!(again.l2 <= 1.01 * error.l2, "{preset}: {again:?} {error:?}");
+        errors[idx] += error.l2 / 3.0;
     }
+    // One run may differ by more: training is chaotic in its low bits.
     assert!((errors[1] / errors[0] - 1.0).abs() < 0.02, "{errors:?}");
 }
 
@@ -300,6 +304,8 @@ fn a_resumed_run_is_the_same_run() {
     let mut config = job(&folder, Preset::Mixed);
     config.train.epochs = 2;
     config.train.loss = LossKind::H1;
+    // A cosine ends with the epochs, and this run is told of more.
+    config.scheduler = Schedule::default();
     train(&config, folder.0.join("whole"), false);
     config.train.epochs = 1;
     train(&config, folder.0.join("parts"), false);

@@ -14,7 +14,7 @@ pub(crate) struct PredictArgs {
     /// A model file or a run directory.
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
-    /// The inputs, `[samples, channels, n_1, …]`, for complex data with a last axis of 2: an .npy, .npz, .safetensors or .pt file.
+    /// The inputs, `[samples, channels, n_1, …]`, complex or with a last axis of 2 for complex data: an .npy, .npz, .safetensors or .pt file.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// The array of the input file [default: the only one, or `x`].

@@ -68,6 +68,11 @@ fn pairs(folder: &Folder, x: &[usize], y: &[usize], spoil: Option<(&str, f32)>) 
     write_npz(&folder.join("pairs.npz"), &arrays).unwrap();
 }
 
+/// `pairs.npz` as numpy writes complex arrays.
+fn complex(folder: &Folder) {
+    bytes(folder, "pairs.npz", include_bytes!("../../../../tests/golden/complex_training/arrays.npz"));
+}
+
 /// `pairs.npz` of good arrays, with bytes of the file replaced by as many others, or fewer and spaces.
 fn patched(folder: &Folder, from: &[u8], to: &[u8]) {
     let mut to = to.to_vec();
@@ -160,6 +165,7 @@ const RUN: &str = "Run directories";
 const MACHINE: &str = "The machine";
 
 const PLAN: &str = "halfmode plan wrong.toml";
+const COMPLEX: &str = "halfmode train file.toml --out other --set model.complex_data=true";
 const FILE: &str = "halfmode train file.toml --out other";
 const INSPECT: &str = "halfmode data inspect array.npy";
 const WEIGHTS: &str = "halfmode inspect weights.safetensors";
@@ -353,7 +359,14 @@ pub(crate) const CASES: &[Case] = &[
     case(TRAIN, "array of seven axes", FILE, 4, &["2 spatial axes"], |f| {
         pairs(f, &[4, 1, 2, 2, 2, 2, 2], &[4, 1, 2, 2, 2, 2, 2], None)
     }),
-    case(TRAIN, "complex numbers for a model of real fields", FILE, 4, &["set model.complex_data = true"], complex),
+    case(
+        TRAIN,
+        "complex numbers for a model of real fields",
+        "halfmode train file.toml --out other --set data.input=c8 --set data.output=c16",
+        4,
+        &["holds complex numbers", "set model.complex_data = true"],
+        complex,
+    ),
     case(TRAIN, "real and imaginary part for a model of real fields", FILE, 4, &["model.complex_data = true"], |f| {
         pairs(f, &[4, 1, 16, 16, 2], &[4, 1, 16, 16, 2], None)
     }),
