@@ -26,7 +26,9 @@ pub enum Error {
         reason: String,
     },
     /// The array has an element type that cannot be read as real numbers.
-    #[error("{origin}: arrays of dtype `{dtype}` are not supported (floats, integers, bool and complex numbers of numpy are)")]
+    #[error(
+        "{origin}: arrays of dtype `{dtype}` are not supported (floats, integers, bool and complex numbers of numpy are)"
+    )]
     UnsupportedType {
         /// The file, or `file[key]` inside an archive.
         origin: String,

@@ -5,8 +5,8 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use ndarray::{ArrayD, IxDyn};
 use halfmode_precision::Domain;
+use ndarray::{ArrayD, IxDyn};
 use zip::ZipArchive;
 
 use crate::error::{Error, Result};

@@ -10,8 +10,8 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use halfmode_data::numpy::{NpzArray, npy_info, read_npy, write_npy, write_npz};
-use halfmode_precision::Domain;
 use halfmode_data::{ChannelLayout, Error, FieldPairs, NpzFile, NumpyType, read_pairs, write_pairs};
+use halfmode_precision::Domain;
 use ndarray::{ArrayD, Axis, IxDyn, ShapeBuilder};
 use proptest::prelude::*;
 

@@ -11,8 +11,8 @@ use halfmode_precision::{DType, Domain, Precision, PrecisionConfig, PrecisionPol
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Golden, Rng, assert_close};
 use halfmode_train::job::{
-    DataConfig, FileData, FileLayout, JobConfig, JobError, LossKind, Model, ModelConfig, Quiet, Run, RunOptions, Summary,
-    data_shapes, load_data, plan,
+    DataConfig, FileData, FileLayout, JobConfig, JobError, LossKind, Model, ModelConfig, Quiet, Run, RunOptions,
+    Summary, data_shapes, load_data, plan,
 };
 use halfmode_train::{AdamW, AdamWConfig, AdamWKind, H1Loss, LpLoss, Reduction, Schedule};
 use ndarray::{ArrayD, IxDyn};
@@ -161,7 +161,8 @@ fn every_loss_and_the_normaliser_of_the_peer() {
 fn gradients_of_losses_are_those_of_central_differences() {
     let device = Device::cpu(1).unwrap();
     let cx = double(&device);
-    let open = || -> Box<dyn Op> { Box::new(H1Loss { relative: false, periodic: vec![false, true], ..H1Loss::default() }) };
+    let open =
+        || -> Box<dyn Op> { Box::new(H1Loss { relative: false, periodic: vec![false, true], ..H1Loss::default() }) };
     let p = |p: f64| -> Box<dyn Op> { Box::new(LpLoss { p, ..LpLoss::default() }) };
     let mut rng = Rng::new(5);
     let shape = [2, 2, 5, 7, 2];

@@ -206,7 +206,8 @@ fn portable_kernels_train_the_same_model() {
 #[test]
 fn complex_arrays_are_trained_on() {
     let folder = Folder::new("complex");
-    let arrays = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/complex_training/arrays.npz");
+    let arrays =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/complex_training/arrays.npz");
     std::fs::copy(arrays, folder.join("arrays.npz")).unwrap();
     folder.write(
         "job.toml",

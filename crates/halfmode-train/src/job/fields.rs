@@ -175,7 +175,8 @@ pub fn load_data(
             Ok(JobData { train, tests, notes: Vec::new() })
         }
         DataSource::File(file) => {
-            let read = |path: &Path| read_pairs(path, &file.input, &file.output, file.layout.in_file(), config.model.domain());
+            let read =
+                |path: &Path| read_pairs(path, &file.input, &file.output, file.layout.in_file(), config.model.domain());
             let train = read(&file.train)?;
             let tests = file.test.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
             let labels = unique_labels(&tests.iter().map(|pairs| pairs.grid().to_vec()).collect::<Vec<_>>());

@@ -450,7 +450,11 @@ fn check_shape(config: &JobConfig, shape: &crate::job::FieldShape) -> Result<(),
     if shape.grid.len() != model.n_modes.len() {
         let n_axes = model.n_modes.len();
         let maybe_complex = !model.complex_data && shape.grid.len() == n_axes + 1 && shape.grid.ends_with(&[2]);
-        let hint = if maybe_complex { "; if its last axis is real and imaginary part, set model.complex_data = true" } else { "" };
+        let hint = if maybe_complex {
+            "; if its last axis is real and imaginary part, set model.complex_data = true"
+        } else {
+            ""
+        };
         return bad(format!("{n_axes} spatial axes (model.n_modes has {n_axes}){hint}"));
     }
     if shape.c_in != model.in_channels || shape.c_out != model.out_channels {

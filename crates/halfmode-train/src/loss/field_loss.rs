@@ -206,8 +206,9 @@ mod tests {
     impl LossKernels for Definition {}
 
     fn field(device: &Device, shape: &Shape, dtype: DType, seed: f64) -> Tensor {
-        let values: Vec<f64> =
-            (0..shape.numel() * dtype.domain.scalars()).map(|i| ((i + 1) as f64 * 0.754_877_666 + seed).fract() - 0.5).collect();
+        let values: Vec<f64> = (0..shape.numel() * dtype.domain.scalars())
+            .map(|i| ((i + 1) as f64 * 0.754_877_666 + seed).fract() - 0.5)
+            .collect();
         Tensor::from_scalars(device, &values, shape.clone(), dtype, Purpose::Data).unwrap()
     }
 

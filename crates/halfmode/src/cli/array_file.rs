@@ -4,6 +4,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::memory;
 use halfmode::data::numpy::{npy_info, read_npy};
 use halfmode::data::{ArrayInfo, NpzFile, TorchFile, open_regular};
+use halfmode::precision::Domain;
 use halfmode::train::{Array, Values, read_named};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::Value;
@@ -174,6 +175,15 @@ impl ArrayFile {
             (None, _) if names.iter().any(|name| name == "x") => Ok("x".to_owned()),
             (None, _) => Err(refuse("--key is needed to choose an array".to_owned())),
         }
+    }
+
+    /// Whether an array holds complex numbers, which are read as pairs.
+    pub(crate) fn domain(&mut self, name: &str) -> Result<Domain, CliError> {
+        Ok(match &mut self.source {
+            Source::Npz(npz) => npz.info(name)?.domain,
+            Source::Npy(info) => info.domain,
+            Source::Torch(_) | Source::Safetensors(..) => Domain::Real,
+        })
     }
 
     /// One array in f32.

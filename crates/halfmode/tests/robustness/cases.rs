@@ -662,6 +662,14 @@ pub(crate) const CASES: &[Case] = &[
         &["the input holds NaN"],
         |f| write_npy(&f.join("nan.npy"), &ArrayD::from_elem(IxDyn(&[1, 1, 16, 16]), f32::NAN).view()).unwrap(),
     ),
+    case(
+        PREDICT,
+        "complex numbers for a model of real fields",
+        "halfmode predict --model run --input pairs.npz --key c8 --output y.npy",
+        4,
+        &["`c8` holds complex numbers", "model.complex_data = true"],
+        complex,
+    ),
     case(PREDICT, "NaN in data to evaluate on", "halfmode eval run --data pairs.npz", 4, &["`y` holds NaN"], |f| {
         pairs(f, &[2, 1, 16, 16], &[2, 1, 16, 16], Some(("y", f32::NAN)))
     }),
