@@ -187,9 +187,9 @@ fn damage_is_typed() {
     // A terabyte is refused at once, by the length of the file.
     let path = folder.write("b.npy", &npy("<f4", false, "(250000000000,)", &[0; 16]));
     assert!(matches!(read_npy::<f32>(&path), Err(Error::Truncated { .. })));
-    let path = folder.write("c.npy", &npy("<c8", false, "(2,)", &[0; 16]));
+    let path = folder.write("c.npy", &npy("<c32", false, "(2,)", &[0; 16]));
     let error = read_npy::<f32>(&path).unwrap_err();
-    assert!(error.to_string().contains("`<c8`"), "{error}");
+    assert!(error.to_string().contains("`<c32`"), "{error}");
     assert!(matches!(read_npy::<f32>(Path::new("/nowhere/a.npy")), Err(Error::Io { .. })));
     assert!(matches!(NpzFile::open(&path), Err(Error::Archive { .. })));
     // A folder that does not exist cannot be written to.

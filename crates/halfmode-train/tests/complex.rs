@@ -92,7 +92,7 @@ fn losses_gradients_and_steps_of_the_peer() {
         for (key, op) in [("l2", l2()), ("h1", h1())] {
             let (fno, params) = model(&golden, &device);
             let (value, grads) = step(&cx, (&fno, &params), &golden, op);
-            assert_close!(format!("{name} {key}"), vec![value], *golden.get(&format!("f64/{key}")).1, 1e-10);
+            assert_close!(format!("{name} {key}"), [value], *golden.get(&format!("f64/{key}")).1, 1e-10);
             let grads = params.list.iter().zip(grads).map(|(param, grad)| {
                 let grad = grad.map_or_else(|| vec![0.0; param.spec.n_scalars()], |grad| grad.to_vec().unwrap());
                 (param.spec.name.clone(), param.spec.to_file(&grad))
@@ -147,7 +147,7 @@ fn every_loss_and_the_normaliser_of_the_peer() {
         let (a, b) = (complex(&device, (first.0, &first.1)), complex(&device, golden.get("in/y")));
         for (key, op) in losses {
             let (value, grad) = of_loss(&cx, op, &a, &b);
-            assert_close!(format!("{name} {key}"), vec![value], *golden.get(&format!("loss/{key}")).1, 1e-10);
+            assert_close!(format!("{name} {key}"), [value], *golden.get(&format!("loss/{key}")).1, 1e-10);
             assert_close!(format!("{name} {key}"), grad, *golden.get(&format!("loss_grad/{key}")).1, 1e-9);
         }
         let fit = UnitGaussian::fit_complex_per_channel(&x.view()).unwrap();
