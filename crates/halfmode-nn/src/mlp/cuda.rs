@@ -143,7 +143,11 @@ pub(super) fn backward(
         let [gw1, gb1, gw2, gb2] = &mut grads[..] else { return Ok(grads) };
         rows.linear_grad_w_rows((&gy, plan.y.channels), (&h.into(), plan.c_hidden), gw2, keep)?;
         let sums = rows.column_sums((&gy, plan.y.channels), b2.shape())?;
-        if start == 0 { *gb2 = sums } else { gb2.add_assign(&sums)? }
+        if start == 0 {
+            *gb2 = sums
+        } else {
+            gb2.add_assign(&sums)?
+        }
         let mut gh = chunks.tile(n, plan.c_hidden)?;
         rows.linear_grad_x_rows((&gy, plan.y.channels), w2, &mut gh)?;
         let sums = rows.bias_act_backward(&h_pre, b1, &mut gh, true)?;
