@@ -21,10 +21,9 @@ fn values(len: usize, seed: f64) -> Vec<f64> {
     (0..len).map(|i| 40.0 * (((i + 1) as f64 * 0.754_877_666 + seed).fract() - 0.5)).collect()
 }
 
-fn both(gpu: &Device, len: usize, precision: Precision, seed: f64) -> [Tensor; 2] {
+fn both(devices: [&Device; 2], len: usize, precision: Precision, seed: f64) -> [Tensor; 2] {
     let values = values(len, seed);
-    [&Device::cpu(1).unwrap(), gpu]
-        .map(|device| Tensor::from_slice(device, &values, [len], precision, Purpose::Activation).unwrap())
+    devices.map(|device| Tensor::from_slice(device, &values, [len], precision, Purpose::Activation).unwrap())
 }
 
 fn assert_same(name: &str, [cpu, gpu]: [&Tensor; 2]) {
@@ -37,15 +36,17 @@ fn assert_same(name: &str, [cpu, gpu]: [&Tensor; 2]) {
 #[test]
 fn elementwise_operations_are_the_cpus() {
     let Some(device) = gpu() else { return };
+    let cpu = Device::cpu(1).unwrap();
+    let devices = [&cpu, &device];
     for len in [1, 3, 4, 257, 100_003] {
         for precision in Precision::ALL {
             let name = format!("{len} {precision}");
-            let [mut cpu, mut gpu] = both(&device, len, precision, 0.1);
+            let [mut cpu, mut gpu] = both(devices, len, precision, 0.1);
             for to in Precision::ALL {
                 let [a, b] = [&cpu, &gpu].map(|it| it.cast(to, Purpose::Activation).unwrap());
                 assert_same(&format!("{name} to {to}"), [&a, &b]);
             }
-            let [cpu_term, gpu_term] = both(&device, len, precision, 0.7);
+            let [cpu_term, gpu_term] = both(devices, len, precision, 0.7);
             cpu.add_assign(&cpu_term).unwrap();
             gpu.add_assign(&gpu_term).unwrap();
             assert_same(&format!("{name} sum"), [&cpu, &gpu]);
