@@ -1,4 +1,5 @@
 // What every kernel file shares: stored scalars, their accumulators, and how one becomes the other.
+// Template parameters have long names: kernels are compiled with definitions such as T=f16, which would replace T here.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -9,29 +10,29 @@ using f32 = float;
 using f64 = double;
 
 // What sums of a storage type are formed in.
-template <class T> struct accumulator { using type = f32; };
+template <class stored> struct accumulator { using type = f32; };
 template <> struct accumulator<f64> { using type = f64; };
-template <class T> using acc_t = typename accumulator<T>::type;
+template <class stored> using acc_t = typename accumulator<stored>::type;
 
-template <class A> __device__ __forceinline__ A widen(f64 x) { return A(x); }
-template <class A> __device__ __forceinline__ A widen(f32 x) { return A(x); }
-template <class A> __device__ __forceinline__ A widen(f16 x) { return A(__half2float(x)); }
-template <class A> __device__ __forceinline__ A widen(bf16 x) { return A(__bfloat162float(x)); }
+template <class wide> __device__ __forceinline__ wide widen(f64 x) { return wide(x); }
+template <class wide> __device__ __forceinline__ wide widen(f32 x) { return wide(x); }
+template <class wide> __device__ __forceinline__ wide widen(f16 x) { return wide(__half2float(x)); }
+template <class wide> __device__ __forceinline__ wide widen(bf16 x) { return wide(__bfloat162float(x)); }
 
 // Nearest value, ties to even.
-template <class T> __device__ __forceinline__ T narrow(f32 x);
+template <class stored> __device__ __forceinline__ stored narrow(f32 x);
 template <> __device__ __forceinline__ f64 narrow<f64>(f32 x) { return f64(x); }
 template <> __device__ __forceinline__ f32 narrow<f32>(f32 x) { return x; }
 template <> __device__ __forceinline__ f16 narrow<f16>(f32 x) { return __float2half_rn(x); }
 template <> __device__ __forceinline__ bf16 narrow<bf16>(f32 x) { return __float2bfloat16_rn(x); }
-template <class T> __device__ __forceinline__ T narrow(f64 x);
+template <class stored> __device__ __forceinline__ stored narrow(f64 x);
 template <> __device__ __forceinline__ f64 narrow<f64>(f64 x) { return x; }
 template <> __device__ __forceinline__ f32 narrow<f32>(f64 x) { return f32(x); }
 template <> __device__ __forceinline__ f16 narrow<f16>(f64 x) { return __double2half(x); }
 template <> __device__ __forceinline__ bf16 narrow<bf16>(f64 x) { return __double2bfloat16(x); }
 
-// `N` neighbouring values that are loaded and stored at once.
-template <class T, int N> struct alignas(sizeof(T) * N) Pack { T at[N]; };
+// `n_values` neighbouring values that are loaded and stored at once.
+template <class stored, int n_values> struct alignas(sizeof(stored) * n_values) Pack { stored at[n_values]; };
 
 // The exact GELU and its derivative.
 __device__ __forceinline__ f32 gelu(f32 x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
