@@ -4,6 +4,7 @@
 
 mod bench;
 mod error;
+mod kernels;
 mod metadata;
 mod rust_text;
 mod tidy;
