@@ -1,4 +1,4 @@
-//! Workspace chores: `cargo xtask tidy`, `validate` and `bench`.
+//! Workspace chores: `cargo xtask tidy`, `validate`, `kernels` and `bench`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
@@ -20,6 +20,8 @@ usage: cargo xtask COMMAND
 
   tidy                              check the house rules that no compiler checks
   validate [--no-test]              run what CI runs: fmt, tidy, clippy, tests, docs
+  kernels [--bless]                 compile all GPU kernels, no GPU needed, and compare what they take with
+                                    docs/kernels.txt; --bless writes that file
   bench [FILTER] [--save FILE] [--against FILE]
                                     time the workspace's benches; print ratios to a saved run";
 
@@ -51,8 +53,10 @@ fn run(arguments: &[String]) -> Result<(), Error> {
         ("tidy", []) => tidy::run(&root),
         ("validate", []) => validate::run(&root, validate::Tests::Run),
         ("validate", [flag]) if flag == "--no-test" => validate::run(&root, validate::Tests::Skip),
+        ("kernels", []) => kernels::run(&root, kernels::Snapshot::Check),
+        ("kernels", [flag]) if flag == "--bless" => kernels::run(&root, kernels::Snapshot::Bless),
         ("bench", rest) => bench::run(&root, rest),
-        ("tidy" | "validate", [first, ..]) => {
+        ("tidy" | "validate" | "kernels", [first, ..]) => {
             Err(Error::Usage { problem: format!("`{command}` does not take `{first}`") })
         }
         _ => Err(Error::Usage { problem: format!("no command `{command}`") }),
