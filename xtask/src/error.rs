@@ -27,6 +27,8 @@ pub(crate) enum Error {
     Compiler { problem: String },
     /// What was found differs from what is committed.
     Differences { count: usize, path: &'static str, bless: &'static str },
+    /// Something is too large to be carried around.
+    TooLarge { what: &'static str, mib: f64, most: f64 },
     /// The check found something.
     Findings { count: usize },
 }
@@ -50,6 +52,7 @@ impl fmt::Display for Error {
             Self::Differences { count, path, bless } => {
                 write!(f, "{count} lines differ from {path}\nhelp: if that is what you want: {bless}")
             }
+            Self::TooLarge { what, mib, most } => write!(f, "{what} has {mib:.1} MiB, more than {most:.0}"),
             Self::Findings { count: 1 } => write!(f, "tidy found 1 problem"),
             Self::Findings { count } => write!(f, "tidy found {count} problems"),
         }
