@@ -1,16 +1,18 @@
-//! Workspace chores: `cargo xtask tidy`, `validate` and `bench`.
+//! Workspace chores: `cargo xtask tidy`, `validate`, `kernels`, `gpu-bundle` and `bench`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
 mod bench;
 mod error;
+mod gpu_bundle;
+mod kernels;
 mod metadata;
 mod rust_text;
 mod tidy;
 mod validate;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use error::Error;
 
@@ -19,6 +21,10 @@ usage: cargo xtask COMMAND
 
   tidy                              check the house rules that no compiler checks
   validate [--no-test]              run what CI runs: fmt, tidy, clippy, tests, docs
+  kernels [--bless]                 compile all GPU kernels, no GPU needed, and compare what they take with
+                                    docs/kernels.txt; --bless writes that file
+  gpu-bundle [--only tests|cli|benches]
+                                    build programs for a machine with a GPU and without cargo into gpu-bundle/
   bench [FILTER] [--save FILE] [--against FILE]
                                     time the workspace's benches; print ratios to a saved run";
 
@@ -50,8 +56,11 @@ fn run(arguments: &[String]) -> Result<(), Error> {
         ("tidy", []) => tidy::run(&root),
         ("validate", []) => validate::run(&root, validate::Tests::Run),
         ("validate", [flag]) if flag == "--no-test" => validate::run(&root, validate::Tests::Skip),
+        ("kernels", []) => kernels::run(&root, kernels::Snapshot::Check),
+        ("kernels", [flag]) if flag == "--bless" => kernels::run(&root, kernels::Snapshot::Bless),
+        ("gpu-bundle", rest) => gpu_bundle::run(&root, rest),
         ("bench", rest) => bench::run(&root, rest),
-        ("tidy" | "validate", [first, ..]) => {
+        ("tidy" | "validate" | "kernels", [first, ..]) => {
             Err(Error::Usage { problem: format!("`{command}` does not take `{first}`") })
         }
         _ => Err(Error::Usage { problem: format!("no command `{command}`") }),
@@ -64,6 +73,19 @@ fn root() -> PathBuf {
     let manifest_dir = std::env::var("CARGO_MANIFEST_DIR");
     let xtask = PathBuf::from(manifest_dir.unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned()));
     xtask.parent().map_or_else(|| xtask.clone(), Path::to_path_buf)
+}
+
+/// A call of cargo in `root`.
+fn cargo_command(root: &Path) -> Command {
+    let mut command = Command::new(cargo());
+    command.current_dir(root);
+    // Cargo sets these for us; build scripts that watch them would run anew in a build below us.
+    for (name, _) in std::env::vars() {
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// The cargo that runs us.

@@ -1,11 +1,10 @@
 //! All checks that CI runs, one after the other.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use crate::error::Error;
-use crate::tidy;
+use crate::{kernels, tidy};
 
 /// Whether the tests are part of it: CI has run them before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +22,7 @@ struct Step {
 /// What a check does.
 enum Action {
     Tidy,
+    Kernels,
     Cargo { arguments: &'static [&'static str], environment: &'static [(&'static str, &'static str)] },
 }
 
@@ -44,20 +44,31 @@ pub(crate) fn run(root: &Path, tests: Tests) -> Result<(), Error> {
     outcome
 }
 
+/// With the features that are off by default.
+const CLIPPY_ALL: [&str; 9] =
+    ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings", "-D", "missing_docs"];
+
+/// What the feature `cuda` adds and a machine without a GPU can test: errors above all. `.ci/run` has the same line.
+const TEST_CUDA: [&str; 7] =
+    ["test", "-p", "halfmode-cuda", "-p", "halfmode-tensor", "--features", "halfmode-tensor/cuda"];
+
 fn steps(tests: Tests) -> Vec<Step> {
     let cargo = |name, arguments| Step { name, action: Action::Cargo { arguments, environment: &[] } };
     // The cheap ones first: a missing reason should not wait for a build.
     let mut steps = vec![
         cargo("fmt", &["fmt", "--all", "--check"]),
         Step { name: "tidy", action: Action::Tidy },
+        Step { name: "kernels", action: Action::Kernels },
         cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings", "-D", "missing_docs"]),
+        cargo("clippy, cuda", &CLIPPY_ALL),
     ];
     if tests == Tests::Run {
         // Doc tests are part of it.
         steps.push(cargo("test", &["test", "--workspace"]));
+        steps.push(cargo("test, cuda", &TEST_CUDA));
     }
     let environment = &[("RUSTDOCFLAGS", "-D warnings")];
-    let arguments = &["doc", "--workspace", "--no-deps"];
+    let arguments = &["doc", "--workspace", "--all-features", "--no-deps"];
     steps.push(Step { name: "doc", action: Action::Cargo { arguments, environment } });
     steps
 }
@@ -65,28 +76,22 @@ fn steps(tests: Tests) -> Vec<Step> {
 fn perform(root: &Path, step: &Step) -> Result<(), Error> {
     let (arguments, environment) = match step.action {
         Action::Tidy => return tidy::run(root),
+        Action::Kernels => return kernels::run(root, kernels::Snapshot::Check),
         Action::Cargo { arguments, environment } => (arguments, environment),
     };
-    let cargo = crate::cargo();
-    let mut command = Command::new(&cargo);
-    command.args(arguments).envs(environment.iter().copied()).current_dir(root);
-    // Cargo sets these for us; build scripts that watch them would run anew in a build below us.
-    for (name, _) in std::env::vars() {
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-            command.env_remove(name);
-        }
-    }
-    let status = command.status().map_err(|source| Error::Start { program: cargo, source })?;
+    let mut command = crate::cargo_command(root);
+    let status = command.args(arguments).envs(environment.iter().copied()).status();
+    let status = status.map_err(|source| Error::Start { program: crate::cargo(), source })?;
     if status.success() { Ok(()) } else { Err(Error::Failed { what: format!("step `{}`", step.name) }) }
 }
 
 fn table(timings: &[(&str, f64, &str)]) -> String {
-    let mut text = format!("{:<8} {:>8}  result\n", "step", "seconds");
+    let mut text = format!("{:<12} {:>8}  result\n", "step", "seconds");
     for (name, seconds, word) in timings {
-        text.push_str(&format!("{name:<8} {seconds:>8.1}  {word}\n"));
+        text.push_str(&format!("{name:<12} {seconds:>8.1}  {word}\n"));
     }
     let total: f64 = timings.iter().map(|it| it.1).sum();
-    text.push_str(&format!("{:<8} {total:>8.1}", "total"));
+    text.push_str(&format!("{:<12} {total:>8.1}", "total"));
     text
 }
 
@@ -97,8 +102,11 @@ mod tests {
     #[test]
     fn tests_can_be_left_out() {
         let names = |tests| steps(tests).iter().map(|it| it.name).collect::<Vec<_>>();
-        assert_eq!(names(Tests::Run), ["fmt", "tidy", "clippy", "test", "doc"]);
-        assert_eq!(names(Tests::Skip), ["fmt", "tidy", "clippy", "doc"]);
+        assert_eq!(
+            names(Tests::Run),
+            ["fmt", "tidy", "kernels", "clippy", "clippy, cuda", "test", "test, cuda", "doc"]
+        );
+        assert_eq!(names(Tests::Skip), ["fmt", "tidy", "kernels", "clippy", "clippy, cuda", "doc"]);
     }
 
     #[test]
@@ -106,7 +114,7 @@ mod tests {
         let text = table(&[("fmt", 0.84, "ok"), ("clippy", 61.0, "FAILED")]);
         assert_eq!(
             text,
-            "step      seconds  result\nfmt           0.8  ok\nclippy       61.0  FAILED\ntotal        61.8"
+            "step          seconds  result\nfmt               0.8  ok\nclippy           61.0  FAILED\ntotal            61.8"
         );
     }
 }

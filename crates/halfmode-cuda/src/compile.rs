@@ -61,7 +61,7 @@ pub fn compile(
     // The newer layout of the toolkit keeps C++ headers one folder below.
     options.push(format!("--include-path={}", include.join("cccl").display()));
     options.extend(defines.iter().map(|it| format!("-D{it}")));
-    let cached = cache.map(|folder| cache_file(folder, name, text, &options[..1], defines)).transpose()?;
+    let cached = cache.map(|folder| cache_file(folder, (name, text), &options[..1], defines, roots)).transpose()?;
     if let Some(cubin) = cached.as_deref().and_then(read_cached) {
         return Ok(Compiled { cubin, log: String::new() });
     }
@@ -73,15 +73,26 @@ pub fn compile(
     Ok(compiled)
 }
 
-fn compiler_version() -> Result<(i32, i32)> {
+/// Major and minor version of the run-time compiler.
+///
+/// # Errors
+/// [`Error::Library`] if it is not there.
+pub fn compiler_version(roots: &Roots) -> Result<(i32, i32)> {
+    libraries::load_compiler(roots)?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the compiler is loaded, and the arguments are numbers that it writes.
     check("nvrtcVersion", unsafe { sys::nvrtcVersion(&mut major, &mut minor) })?;
     Ok((major, minor))
 }
 
-fn cache_file(folder: &Path, name: &str, text: &str, arch: &[String], defines: &[String]) -> Result<PathBuf> {
-    let (major, minor) = compiler_version()?;
+fn cache_file(
+    folder: &Path,
+    (name, text): (&str, &str),
+    arch: &[String],
+    defines: &[String],
+    roots: &Roots,
+) -> Result<PathBuf> {
+    let (major, minor) = compiler_version(roots)?;
     let mut hash = Sha256::new();
     let version = format!("{major}.{minor}");
     let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);

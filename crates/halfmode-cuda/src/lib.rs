@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
 
 mod blas;
 mod buffer;
@@ -13,7 +14,7 @@ mod timer;
 
 pub use blas::{Compute, Matmul, Operand, Scalar};
 pub use buffer::{Buffer, Span};
-pub use compile::{Compiled, Source, compile};
+pub use compile::{Compiled, Source, compile, compiler_version};
 pub use context::{Context, DeviceInfo, MemoryInfo, n_devices};
 pub use error::{Error, Result};
 pub use graph::Graph;

@@ -15,6 +15,13 @@ const TESTKIT: &str = "halfmode-testkit";
 /// The members that exist for tests and benches only.
 const TEST_MEMBERS: [&str; 2] = ["halfmode-tests", "halfmode-benches"];
 
+/// Packages that call foreign functions, or load them, and who may name them.
+const FOREIGN: [(&str, &[&str]); 3] = [
+    ("cudarc", &["halfmode-cuda"]),
+    ("cufft-sys", &["halfmode-cuda"]),
+    ("libloading", &["halfmode-cuda", "cufft-sys"]),
+];
+
 /// The crates below each crate.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Table(BTreeMap<String, BTreeSet<String>>);
@@ -94,6 +101,12 @@ pub(super) fn check(packages: &[Package], table: &Table) -> Vec<Finding> {
         if !table.0.contains_key(from) {
             complain(format!("{from} is a member of the workspace and not in the crate graph"));
         }
+        for dependency in &package.dependencies {
+            let to = dependency.name.as_str();
+            if let Some((_, users)) = FOREIGN.iter().find(|(name, users)| *name == to && !users.contains(&from)) {
+                complain(format!("{from} -> {to}: foreign functions are called by {} alone", users.join(" and ")));
+            }
+        }
         for dependency in package.dependencies.iter().filter(|it| members.contains(it.name.as_str())) {
             let to = dependency.name.as_str();
             if to == TESTKIT {
@@ -164,6 +177,18 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert!(found[0].contains("c -> b") && found[1].starts_with("old is in the crate graph"));
         assert!(problems(&packages, "a\nb -> a")[0].starts_with("c is a member"));
+    }
+
+    #[test]
+    fn foreign_functions_have_their_place() {
+        let packages = [
+            package("cufft-sys", &[("libloading", Kind::Normal)]),
+            package("halfmode-cuda", &[("cudarc", Kind::Normal), ("cufft-sys", Kind::Normal)]),
+            package("a", &[("cudarc", Kind::Normal), ("libloading", Kind::Dev)]),
+        ];
+        let found = problems(&packages, "cufft-sys\nhalfmode-cuda -> cufft-sys\na");
+        assert_eq!(found.len(), 2);
+        assert!(found.iter().all(|it| it.starts_with("a -> ")));
     }
 
     #[test]

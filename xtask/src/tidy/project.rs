@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::Finding;
+use super::{Finding, UNSAFE_CRATES};
 use crate::error::Error;
 use crate::metadata::Package;
 use crate::rust_text;
@@ -12,8 +12,6 @@ const CI: &str = ".ci/run";
 const CHANGELOG: &str = "CHANGELOG.md";
 /// Members that nobody uses alone, and so need no page of their own.
 const NO_README: [&str; 4] = ["halfmode-testkit", "halfmode-tests", "halfmode-benches", "xtask"];
-/// The crate that may use `unsafe`, in the files that [`super::sources`] names.
-const UNSAFE_CRATE: &str = "halfmode-tensor";
 
 /// Checks the project at `root`.
 pub(super) fn check(root: &Path, packages: &[Package]) -> Result<Vec<Finding>, Error> {
@@ -34,9 +32,10 @@ pub(super) fn check(root: &Path, packages: &[Package]) -> Result<Vec<Finding>, E
     Ok(findings)
 }
 
-/// Every crate forbids `unsafe`; the one that has some denies it where it is not allowed by name.
+/// Every crate forbids `unsafe`; those that have some deny it where it is not allowed by name.
 fn root_attribute(path: &str, text: &str, package: &str) -> Option<Finding> {
-    let lint = if package == UNSAFE_CRATE { "#![deny(unsafe_code)]" } else { "#![forbid(unsafe_code)]" };
+    let has_some = UNSAFE_CRATES.iter().any(|(name, _)| *name == package);
+    let lint = if has_some { "#![deny(unsafe_code)]" } else { "#![forbid(unsafe_code)]" };
     let code = rust_text::code_only(text);
     let is_there = rust_text::attributes(&code).iter().any(|(_, it)| *it == lint);
     (!is_there).then(|| Finding::new(path, 1, format!("the crate's root lacks {lint}")))
@@ -111,7 +110,7 @@ mod tests {
         assert_eq!(root_attribute("p", "//! Doc.\n#![forbid(unsafe_code)]\n", "a"), None);
         assert!(root_attribute("p", "// #![forbid(unsafe_code)]\n", "a").is_some());
         assert!(root_attribute("p", "#![deny(unsafe_code)]\n", "a").is_some());
-        assert_eq!(root_attribute("p", "#![deny(unsafe_code)]\n", UNSAFE_CRATE), None);
+        assert_eq!(root_attribute("p", "#![deny(unsafe_code)]\n", "halfmode-cuda"), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Checks of one file at a time.
 
-use super::Finding;
+use super::{Finding, UNSAFE_CRATES};
+use crate::kernels;
 use crate::rust_text::{attributes, code_only, count_lines, lines_with_word, without_tests};
 
 /// A file with more lines of code needs a reason.
@@ -8,9 +9,6 @@ const MAX_LINES: usize = 600;
 /// The reason stands within this many lines.
 const REASON_WITHIN: usize = 10;
 const REASON: &str = "// long file: ";
-/// Where `unsafe` may be written.
-const UNSAFE_CRATE: &str = "crates/halfmode-tensor/src/";
-const UNSAFE_FILES: [&str; 2] = ["gemm.rs", "simd.rs"];
 /// Folders of machines, which no tracked file should name. Split, so that this file does not.
 const MACHINE_FOLDERS: [&str; 3] = [concat!("/", "work"), concat!("/", "root"), concat!("/", "home")];
 
@@ -24,6 +22,9 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
         findings.extend(unfinished(path, &code));
         findings.extend(reasons(path, &code));
         findings.extend(testkit(path, &code));
+    }
+    if path.ends_with(".cu") {
+        findings.extend(kernels::Header::parse(text).err().map(|it| Finding::new(path, it.line, it.problem)));
     }
     findings
 }
@@ -44,11 +45,13 @@ fn length(path: &str, text: &str, code: &str) -> Option<Finding> {
 
 fn unsafe_code(path: &str, code: &str) -> Vec<Finding> {
     let file = path.rsplit('/').next().unwrap_or(path);
-    if path.starts_with(UNSAFE_CRATE) && UNSAFE_FILES.contains(&file) {
+    let in_crate = path.strip_prefix("crates/").and_then(|it| it.split_once("/src/")).map(|(name, _)| name);
+    let files = UNSAFE_CRATES.iter().find(|(name, _)| Some(*name) == in_crate).map(|(_, files)| *files);
+    if files.is_some_and(|it| it.is_empty() || it.contains(&file)) {
         return Vec::new();
     }
-    let problem = format!("`unsafe` outside of {} of halfmode-tensor", UNSAFE_FILES.join(" and "));
-    lines_with_word(code, "unsafe").into_iter().map(|it| Finding::new(path, it, problem.as_str())).collect()
+    let problem = "`unsafe` outside of halfmode-cuda, cufft-sys, and gemm.rs and simd.rs of halfmode-tensor";
+    lines_with_word(code, "unsafe").into_iter().map(|it| Finding::new(path, it, problem)).collect()
 }
 
 fn unfinished(path: &str, code: &str) -> Vec<Finding> {
@@ -138,6 +141,16 @@ mod tests {
         assert_eq!(lines("crates/halfmode-tensor/src/cpu/simd.rs", code), NONE);
         assert_eq!(lines("crates/halfmode-tensor/src/tensor.rs", code), [2]);
         assert_eq!(lines("crates/halfmode-fft/src/gemm.rs", code), [2]);
+        assert_eq!(lines("crates/halfmode-cuda/src/graph.rs", code), NONE);
+        assert_eq!(lines("crates/cufft-sys/src/lib.rs", code), NONE);
+        assert_eq!(lines("crates/halfmode-cuda/tests/device.rs", code), [2]);
+    }
+
+    #[test]
+    fn kernel_files_say_what_they_are_compiled_for() {
+        assert_eq!(lines("crates/a/kernels/k.cu", "// archs: sm_80\n// variants: -\n"), NONE);
+        assert_eq!(lines("crates/a/kernels/k.cu", "// archs: sm_80\n\n#include <x>\n"), [2]);
+        assert_eq!(lines("crates/a/kernels/k.cuh", "#pragma once\n"), NONE);
     }
 
     #[test]
