@@ -6,6 +6,7 @@ use crate::blas::Blas;
 use crate::kernel::{Kernel, KernelKey};
 use crate::libraries::{self, Library, Roots};
 use crate::pool::Pool;
+use crate::profile::Recorder;
 use crate::{Error, Result};
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::{BTreeMap, HashMap};
@@ -67,6 +68,7 @@ pub(crate) struct Inner {
     memory: Mutex<Memory>,
     kernels: Mutex<HashMap<KernelKey, Kernel>>,
     blas: OnceLock<Blas>,
+    recorder: Mutex<Option<Recorder>>,
 }
 
 #[derive(Default)]
@@ -184,6 +186,7 @@ impl Context {
             memory: Mutex::default(),
             kernels: Mutex::default(),
             blas: OnceLock::new(),
+            recorder: Mutex::default(),
         })))
     }
 
@@ -235,6 +238,10 @@ impl Context {
 
     pub(crate) fn kernels(&self) -> MutexGuard<'_, HashMap<KernelKey, Kernel>> {
         self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn recorder(&self) -> MutexGuard<'_, Option<Recorder>> {
+        self.0.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn blas(&self) -> Result<&Blas> {

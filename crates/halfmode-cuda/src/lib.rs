@@ -10,6 +10,7 @@ mod graph;
 mod kernel;
 mod libraries;
 mod pool;
+mod profile;
 mod timer;
 
 pub use blas::{Compute, Matmul, Operand, Scalar};
@@ -20,4 +21,5 @@ pub use error::{Error, Result};
 pub use graph::Graph;
 pub use kernel::{Arg, Grid, Kernel};
 pub use libraries::{Library, Roots, load};
+pub use profile::Spent;
 pub use timer::Timer;

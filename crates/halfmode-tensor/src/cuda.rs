@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use halfmode_cuda::{
     Arg, Compute, Context, DeviceInfo, Error as CudaError, Grid, Library, Matmul, MemoryInfo, Operand, Roots, Scalar,
-    Source, Span, Timer, load, n_devices,
+    Source, Span, Spent, Timer, load, n_devices,
 };
 
 /// An NVIDIA GPU and what is allocated on it.
