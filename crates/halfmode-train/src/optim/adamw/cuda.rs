@@ -108,8 +108,8 @@ impl Fused {
         let (mut words, mut n_chunks, mut arithmetic) = (Vec::with_capacity(self.words.len()), 0, Precision::F32);
         for update in updates.filter(|update| update.moments.v.numel() > 0) {
             arithmetic = arithmetic.min(update.arithmetic());
-            let sizes = u64::from(update.stride().cast_unsigned())
-                | u64::from(update.packed_formats().cast_unsigned()) << 32;
+            let sizes =
+                u64::from(update.stride().cast_unsigned()) | u64::from(update.packed_formats().cast_unsigned()) << 32;
             let Update { grad, moments: Moments { m, v }, exact, copy, .. } = update;
             let n_items = v.numel();
             let copy = copy.map_or(Ok(0), Tensor::address_mut)?;

@@ -19,9 +19,7 @@ const WORDS: usize = 4;
 
 /// The sum of squares of tensors of one GPU, or 0 on its plan.
 pub(super) fn sum_squares(device: &Device, grads: &[&Tensor]) -> Result<f64> {
-    let numbers = |shape: [usize; 2]| {
-        device.alloc_unwritten(shape, DType::real(Precision::F64), Purpose::Workspace)
-    };
+    let numbers = |shape: [usize; 2]| device.alloc_unwritten(shape, DType::real(Precision::F64), Purpose::Workspace);
     let (mut table, mut parts, mut sum) = (numbers([grads.len(), WORDS])?, numbers([1, BLOCKS])?, numbers([1, 1])?);
     let Some(cuda) = device.as_cuda() else { return Ok(0.0) };
     let (mut words, mut n_chunks) = (Vec::with_capacity(grads.len() * WORDS), 0);
