@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "calls to the CUDA driver")]
 
 use crate::blas::Blas;
+use crate::fft::Fft;
 use crate::kernel::{Kernel, KernelKey};
 use crate::libraries::{self, Library, Roots};
 use crate::pool::Pool;
@@ -67,6 +68,7 @@ pub(crate) struct Inner {
     memory: Mutex<Memory>,
     kernels: Mutex<HashMap<KernelKey, Kernel>>,
     blas: OnceLock<Blas>,
+    fft: OnceLock<Fft>,
 }
 
 #[derive(Default)]
@@ -165,6 +167,7 @@ impl Context {
             memory: Mutex::default(),
             kernels: Mutex::default(),
             blas: OnceLock::new(),
+            fft: OnceLock::new(),
         })))
     }
 
@@ -224,6 +227,14 @@ impl Context {
         }
         let blas = Blas::new(self)?;
         Ok(self.0.blas.get_or_init(|| blas))
+    }
+
+    pub(crate) fn fft_library(&self) -> Result<&Fft> {
+        if let Some(fft) = self.0.fft.get() {
+            return Ok(fft);
+        }
+        let fft = Fft::new(self)?;
+        Ok(self.0.fft.get_or_init(|| fft))
     }
 
     /// Bytes of the device's memory.
@@ -291,6 +302,7 @@ impl Drop for Inner {
             let _ = result::stream::synchronize(self.stream);
             self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             drop(self.blas.take());
+            drop(self.fft.take());
             let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
             for segment in memory.pool.drain() {
                 let _ = result::free_sync(segment);
