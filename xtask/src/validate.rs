@@ -48,9 +48,11 @@ pub(crate) fn run(root: &Path, tests: Tests) -> Result<(), Error> {
 const CLIPPY_ALL: [&str; 9] =
     ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings", "-D", "missing_docs"];
 
-/// What the feature `cuda` adds and a machine without a GPU can test: errors above all. `.ci/run` has the same line.
+/// What the feature `cuda` adds and a machine without a GPU can test: errors above all. `.ci/run` has the same lines.
 const TEST_CUDA: [&str; 7] =
     ["test", "-p", "halfmode-cuda", "-p", "halfmode-tensor", "--features", "halfmode-tensor/cuda"];
+
+const TEST_PROGRAM: [&str; 7] = ["test", "-p", "halfmode", "--features", "cuda", "--test", "gpu"];
 
 fn steps(tests: Tests) -> Vec<Step> {
     let cargo = |name, arguments| Step { name, action: Action::Cargo { arguments, environment: &[] } };
@@ -66,6 +68,7 @@ fn steps(tests: Tests) -> Vec<Step> {
         // Doc tests are part of it.
         steps.push(cargo("test", &["test", "--workspace"]));
         steps.push(cargo("test, cuda", &TEST_CUDA));
+        steps.push(cargo("program, cuda", &TEST_PROGRAM));
     }
     let environment = &[("RUSTDOCFLAGS", "-D warnings")];
     let arguments = &["doc", "--workspace", "--all-features", "--no-deps"];
@@ -86,12 +89,12 @@ fn perform(root: &Path, step: &Step) -> Result<(), Error> {
 }
 
 fn table(timings: &[(&str, f64, &str)]) -> String {
-    let mut text = format!("{:<12} {:>8}  result\n", "step", "seconds");
+    let mut text = format!("{:<13} {:>8}  result\n", "step", "seconds");
     for (name, seconds, word) in timings {
-        text.push_str(&format!("{name:<12} {seconds:>8.1}  {word}\n"));
+        text.push_str(&format!("{name:<13} {seconds:>8.1}  {word}\n"));
     }
     let total: f64 = timings.iter().map(|it| it.1).sum();
-    text.push_str(&format!("{:<12} {total:>8.1}", "total"));
+    text.push_str(&format!("{:<13} {total:>8.1}", "total"));
     text
 }
 
@@ -104,7 +107,7 @@ mod tests {
         let names = |tests| steps(tests).iter().map(|it| it.name).collect::<Vec<_>>();
         assert_eq!(
             names(Tests::Run),
-            ["fmt", "tidy", "kernels", "clippy", "clippy, cuda", "test", "test, cuda", "doc"]
+            ["fmt", "tidy", "kernels", "clippy", "clippy, cuda", "test", "test, cuda", "program, cuda", "doc"]
         );
         assert_eq!(names(Tests::Skip), ["fmt", "tidy", "kernels", "clippy", "clippy, cuda", "doc"]);
     }
@@ -114,7 +117,7 @@ mod tests {
         let text = table(&[("fmt", 0.84, "ok"), ("clippy", 61.0, "FAILED")]);
         assert_eq!(
             text,
-            "step          seconds  result\nfmt               0.8  ok\nclippy           61.0  FAILED\ntotal            61.8"
+            "step           seconds  result\nfmt                0.8  ok\nclippy            61.0  FAILED\ntotal             61.8"
         );
     }
 }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "calls to the CUDA driver")]
 
 use crate::blas::Blas;
+use crate::fft::Fft;
 use crate::kernel::{Kernel, KernelKey};
 use crate::libraries::{self, Library, Roots};
 use crate::pool::Pool;
@@ -69,6 +70,7 @@ pub(crate) struct Inner {
     kernels: Mutex<HashMap<KernelKey, Kernel>>,
     blas: OnceLock<Blas>,
     recorder: Mutex<Option<Recorder>>,
+    fft: OnceLock<Fft>,
 }
 
 #[derive(Default)]
@@ -187,6 +189,7 @@ impl Context {
             kernels: Mutex::default(),
             blas: OnceLock::new(),
             recorder: Mutex::default(),
+            fft: OnceLock::new(),
         })))
     }
 
@@ -250,6 +253,14 @@ impl Context {
         }
         let blas = Blas::new(self)?;
         Ok(self.0.blas.get_or_init(|| blas))
+    }
+
+    pub(crate) fn fft_library(&self) -> Result<&Fft> {
+        if let Some(fft) = self.0.fft.get() {
+            return Ok(fft);
+        }
+        let fft = Fft::new(self)?;
+        Ok(self.0.fft.get_or_init(|| fft))
     }
 
     /// Bytes of the device's memory.
@@ -346,6 +357,7 @@ impl Drop for Inner {
             let _ = result::stream::synchronize(self.stream);
             self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             drop(self.blas.take());
+            drop(self.fft.take());
             let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
             let pools = std::iter::once(&mut memory.pool).chain(memory.captured.values_mut());
             for segment in pools.flat_map(Pool::drain) {

@@ -85,6 +85,24 @@ pub enum Error {
         /// The library's error code.
         code: String,
     },
+    /// A call to the transform library failed.
+    #[error("{call} failed for {what}: {code}")]
+    Fft {
+        /// The call.
+        call: &'static str,
+        /// The transforms.
+        what: String,
+        /// The library's error code.
+        code: String,
+    },
+    /// The transform library does not take such a shape.
+    #[error("transforms {what}: {problem}")]
+    FftShape {
+        /// The transforms.
+        what: String,
+        /// What it does not take, and what to do instead.
+        problem: String,
+    },
     /// Arguments of a launch do not fit the kernel.
     #[error("kernel {kernel}: {problem}")]
     Launch {

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use half::{bf16, f16};
-use halfmode_cuda::{Arg, Compute, Context, Error, Grid, Matmul, Operand, Roots, Scalar, Source, Timer};
+use halfmode_cuda::{
+    Arg, Compute, Context, Error, FftKind, FftPlan, Grid, Matmul, Operand, Roots, Scalar, Source, Timer,
+};
 use halfmode_precision::Precision;
 
 fn context() -> Option<Context> {
@@ -246,4 +248,155 @@ fn a_recorded_sequence_runs_again() {
     assert!(matches!(waits, Err(Error::Driver { .. })), "waiting cannot be recorded");
     x.fill(0).unwrap();
     context.synchronize().unwrap();
+}
+
+type Complex = [f64; 2];
+
+/// The sum over n of `x[n] exp(sign 2πi Σ k_j n_j / N_j)` for every k, by its definition.
+fn dft(x: &[Complex], sizes: &[usize], sign: f64) -> Vec<Complex> {
+    let index = |mut at: usize| -> Vec<usize> {
+        let mut index: Vec<usize> = sizes.iter().rev().map(|n| (at % n, at /= n).0).collect();
+        index.reverse();
+        index
+    };
+    let points: Vec<Vec<usize>> = (0..x.len()).map(index).collect();
+    let turns = |k: &[usize], n: &[usize]| -> f64 {
+        k.iter().zip(n).zip(sizes).map(|((k, n), size)| (k * n % size) as f64 / *size as f64).sum()
+    };
+    let sum = |k: &Vec<usize>| {
+        points.iter().zip(x).fold([0.0, 0.0], |[re, im], (n, [a, b])| {
+            let (sin, cos) = (sign * std::f64::consts::TAU * turns(k, n)).sin_cos();
+            [re + a * cos - b * sin, im + a * sin + b * cos]
+        })
+    };
+    points.iter().map(sum).collect()
+}
+
+/// The columns of a spectrum that a real signal's transform keeps.
+fn kept(spectrum: &[Complex], last: usize) -> Vec<Complex> {
+    spectrum.chunks(last).flat_map(|row| row[..last / 2 + 1].to_vec()).collect()
+}
+
+/// The real signal whose spectrum has these columns, times the number of points.
+fn from_kept(columns: &[Complex], sizes: &[usize]) -> Vec<f64> {
+    let last = sizes[sizes.len() - 1];
+    let mut spectrum = Vec::new();
+    for row in columns.chunks(last / 2 + 1) {
+        // A column that has a twin stands for both: the real part of twice its term is the sum of the two terms.
+        let factor = |k: usize| match (k, 2 * k) {
+            (0, _) => 1.0,
+            (_, twice) if twice == last => 1.0,
+            _ => 2.0,
+        };
+        spectrum.extend(row.iter().enumerate().map(|(k, [re, im])| [factor(k) * re, factor(k) * im]));
+        spectrum.extend(vec![[0.0, 0.0]; last - row.len()]);
+    }
+    dft(&spectrum, sizes, 1.0).into_iter().map(|[re, _]| re).collect()
+}
+
+fn pairs(values: &[f64]) -> Vec<Complex> {
+    values.chunks_exact(2).map(|it| [it[0], it[1]]).collect()
+}
+
+/// Every format and kind against the definition in f64; inputs are rounded to the format first.
+#[test]
+fn transforms_are_those_of_f64() {
+    let Some(context) = context() else { return };
+    use Precision::{Bf16, F16, F32, F64};
+    let shapes: [&[usize]; 9] = [&[1], &[8], &[128], &[4, 16], &[2, 4, 8], &[12], &[97], &[7, 10], &[3, 5, 9]];
+    for (precision, unit) in
+        [(F64, 2f64.powi(-53)), (F32, 2f64.powi(-24)), (F16, 2f64.powi(-11)), (Bf16, 2f64.powi(-8))]
+    {
+        for sizes in shapes {
+            let numel: usize = sizes.iter().product();
+            let last = sizes[sizes.len() - 1];
+            let batch = 3;
+            for kind in [FftKind::RealToComplex, FftKind::ComplexToReal, FftKind::Forward, FftKind::Inverse] {
+                let plan = FftPlan { kind, precision, sizes: sizes.to_vec(), batch };
+                let mut state = 7u32;
+                let mut noise = |len: usize| -> Vec<f32> {
+                    let mut next = || {
+                        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+                    };
+                    (0..len).map(|_| next()).collect()
+                };
+                let (mut stored, mut want) = (Vec::new(), Vec::new());
+                for _ in 0..batch {
+                    let complex = kind != FftKind::RealToComplex;
+                    let mut values = noise(if complex { 2 * numel } else { numel });
+                    if kind == FftKind::ComplexToReal {
+                        // A spectrum that belongs to a real signal.
+                        let signal: Vec<Complex> = values[..numel].iter().map(|it| [f64::from(*it), 0.0]).collect();
+                        values =
+                            kept(&dft(&signal, sizes, -1.0), last).into_iter().flatten().map(|it| it as f32).collect();
+                    }
+                    let bytes = encode(&values, precision);
+                    let values = decode(&bytes, precision);
+                    stored.extend(bytes);
+                    match kind {
+                        FftKind::RealToComplex => {
+                            let signal: Vec<Complex> = values.iter().map(|it| [*it, 0.0]).collect();
+                            want.extend(kept(&dft(&signal, sizes, -1.0), last).into_iter().flatten());
+                        }
+                        FftKind::ComplexToReal => want.extend(from_kept(&pairs(&values), sizes)),
+                        FftKind::Forward => want.extend(dft(&pairs(&values), sizes, -1.0).into_iter().flatten()),
+                        FftKind::Inverse => want.extend(dft(&pairs(&values), sizes, 1.0).into_iter().flatten()),
+                    }
+                }
+                let mut input = context.alloc(stored.len()).unwrap();
+                input.upload(0, &stored).unwrap();
+                let mut output = context.alloc(want.len() * precision.bytes()).unwrap();
+                output.fill(0xff).unwrap();
+                let outcome = context.fft(&plan, input.span(), output.span());
+                if precision.is_half() && sizes.iter().any(|it| !it.is_power_of_two()) {
+                    assert!(matches!(outcome, Err(Error::FftShape { .. })), "{plan:?}: {outcome:?}");
+                    continue;
+                }
+                outcome.unwrap();
+                let mut out = vec![0; output.len()];
+                output.download(0, &mut out).unwrap();
+                let got = decode(&out, precision);
+                let square = |it: f64| it * it;
+                let error: f64 = got.iter().zip(&want).map(|(got, want)| square(got - want)).sum();
+                let norm: f64 = want.iter().map(|it| square(*it)).sum();
+                let relative = (error / norm).sqrt();
+                // To first order each of log2 N passes rounds a factor, a product and a sum, each by at most a unit
+                // of the norm; the result is rounded once more. A pass of a prime size p adds up p terms in a
+                // tree of as many sums.
+                let passes: f64 = 1.0 + (numel as f64).log2();
+                let tolerance = 3.0 * unit * passes;
+                assert!(relative <= tolerance, "{plan:?}: {relative:e} > {tolerance:e}");
+                assert!(context.fft_scratch_bytes(&plan).is_ok());
+            }
+        }
+    }
+    let plan = FftPlan { kind: FftKind::Forward, precision: F32, sizes: vec![64], batch: 2 };
+    let (small, other) = (context.alloc(1000).unwrap(), context.alloc(2048).unwrap());
+    for (input, output) in [(&small, &other), (&other, &small), (&other, &other)] {
+        assert!(matches!(context.fft(&plan, input.span(), output.span()), Err(Error::Launch { .. })));
+    }
+}
+
+#[test]
+fn recorded_transforms_run_again() {
+    let Some(context) = context() else { return };
+    let plan = |batch: usize| FftPlan { kind: FftKind::Forward, precision: Precision::F32, sizes: vec![60, 45], batch };
+    let values: Vec<f32> = (0..2 * 60 * 45).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+    let mut input = context.alloc(4 * values.len()).unwrap();
+    input.upload(0, &bytes(&values)).unwrap();
+    let mut output = context.alloc(input.len()).unwrap();
+    context.fft(&plan(1), input.span(), output.span()).unwrap();
+    let mut want = vec![0; output.len()];
+    output.download(0, &mut want).unwrap();
+    let graph = context.capture(|| context.fft(&plan(1), input.span(), output.span())).unwrap();
+    // Larger plans take a larger work area; the recorded one stays where it was.
+    let many = 200;
+    let (from, to) = (context.alloc(many * input.len()).unwrap(), context.alloc(many * input.len()).unwrap());
+    context.fft(&plan(many), from.span(), to.span()).unwrap();
+    output.fill(0xff).unwrap();
+    graph.launch().unwrap();
+    let mut got = vec![0; output.len()];
+    output.download(0, &mut got).unwrap();
+    assert_eq!(got, want);
 }

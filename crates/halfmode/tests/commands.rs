@@ -15,8 +15,7 @@ fn doctor_says_what_there_is() {
     let folder = Folder::new("doctor");
     let object = folder.json("doctor");
     has_keys(&object, &["command", "version", "cpu", "memory", "threads", "gpu"]);
-    assert_eq!((&object["gpu"]["backend"], &object["threads"]), (&Value::Null, &json!(1)));
-    assert!(folder.run("doctor").ok().stdout.contains("no GPU backend"));
+    assert_eq!(object["threads"], json!(1));
 }
 
 #[test]

@@ -105,18 +105,6 @@ fn usage() {
 }
 
 #[test]
-fn there_is_no_gpu() {
-    let folder = Folder::tiny("cuda");
-    for line in ["train tiny.toml --device cuda", "plan darcy --device cuda:1", "--device cuda bench step darcy"] {
-        folder.run(line).exits(6).says(&["no GPU backend", "help: halfmode doctor"]);
-    }
-    let object = folder.run("train tiny.toml --device cuda --json").exits(6).object();
-    assert_eq!(object["error"]["code"], 6);
-    common::has_keys(&object["error"], &["what", "where", "why", "help"]);
-    folder.run("doctor --device cuda").ok();
-}
-
-#[test]
 fn a_reader_that_goes_away_is_no_panic() {
     let folder = Folder::new("pipe");
     let line = format!("{} plan darcy | head -c 1; {0} doctor >&- 2>&-; true", env!("CARGO_BIN_EXE_halfmode"));

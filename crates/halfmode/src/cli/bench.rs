@@ -102,7 +102,7 @@ fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
     let memory = device.memory();
     let object = json!({
         "config": config,
-        "device": "cpu",
+        "device": context.device_name(),
         "threads": context.n_threads(),
         "iterations": args.iterations,
         "warmup": args.warmup,

@@ -2,13 +2,14 @@
 
 use crate::cli::environment::{Cpu, FEATURES};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::{Context, memory, text};
+use crate::cli::{Context, gpu, memory, text};
 use halfmode::tensor::uses_avx512;
 use serde_json::json;
 
 pub(crate) fn run(context: &Context) -> Result<Exit, CliError> {
     let cpu = Cpu::detect();
     let cache = context.data_cache();
+    let (gpu, gpu_lines) = gpu::report();
     let object = json!({
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,
@@ -22,7 +23,7 @@ pub(crate) fn run(context: &Context) -> Result<Exit, CliError> {
         "threads": context.n_threads(),
         "memory": { "total_bytes": memory::total(), "available_bytes": memory::available() },
         "data_cache": text::path(&cache),
-        "gpu": { "backend": null, "devices": [] },
+        "gpu": gpu,
     });
     context.output.result(object, || {
         let unknown = || "unknown".to_owned();
@@ -54,7 +55,7 @@ pub(crate) fn run(context: &Context) -> Result<Exit, CliError> {
         lines.push(String::new());
         let kernels = if uses_avx512() { "AVX-512 (HALFMODE_PORTABLE=1 turns them off)" } else { "portable" };
         lines.push(format!("kernels    {kernels}"));
-        lines.push("GPU        this build has no GPU backend: everything runs on the CPU".to_owned());
+        lines.extend(gpu_lines);
         lines.join("\n")
     })?;
     Ok(Exit::Done)

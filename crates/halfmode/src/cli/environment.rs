@@ -54,7 +54,7 @@ impl Cpu {
 }
 
 /// The facts that are stored with a run.
-pub(crate) fn facts(n_threads: usize) -> BTreeMap<String, String> {
+pub(crate) fn facts(device: String, n_threads: usize) -> BTreeMap<String, String> {
     let cpu = Cpu::detect();
     let mut facts = BTreeMap::new();
     let mut put = |key: &str, value: Option<String>| {
@@ -71,7 +71,7 @@ pub(crate) fn facts(n_threads: usize) -> BTreeMap<String, String> {
     put("cpu features", Some(cpu.present()));
     put("threads", Some(n_threads.to_string()));
     put("memory bytes", memory::total().map(|bytes| bytes.to_string()));
-    put("device", Some("cpu".to_owned()));
+    put("device", Some(device));
     let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     put("command", Some(words.join(" ")));
     facts

@@ -1,5 +1,6 @@
 //! What a user sees of an error, and the exit code.
 
+use crate::cli::gpu;
 use halfmode::autograd::Error as AutogradError;
 use halfmode::data::Error as DataError;
 use halfmode::nn::Error as NnError;
@@ -169,7 +170,7 @@ fn train_exit(err: &TrainError) -> Exit {
 fn tensor_exit(err: &TensorError) -> Exit {
     match err {
         TensorError::OutOfMemory { .. } | TensorError::TooLarge { .. } => Exit::Device,
-        _ => Exit::Other,
+        _ => gpu::exit(err).unwrap_or(Exit::Other),
     }
 }
 

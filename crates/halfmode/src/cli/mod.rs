@@ -9,6 +9,8 @@ mod doctor;
 mod environment;
 mod error;
 mod eval;
+#[cfg_attr(not(feature = "cuda"), path = "gpu_absent.rs")]
+mod gpu;
 mod import;
 mod inspect;
 mod memory;
@@ -51,8 +53,7 @@ struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
 pub(crate) struct Global {
-    /// Where to compute: auto, cpu or cuda[:i]. This build has no GPU backend.
-    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", help = gpu::DEVICE_HELP)]
     device: DeviceChoice,
     /// Worker threads; 0: one per core.
     #[arg(long, global = true, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
@@ -180,10 +181,21 @@ impl Context {
 
     /// The device that was asked for.
     pub(crate) fn device(&self) -> Result<Device, CliError> {
+        if let DeviceChoice::Cuda(index) = self.global.device {
+            return gpu::device(index, self.data_cache());
+        }
         Device::cpu(self.n_threads()).map_err(|err| CliError::new(Exit::Other, err.to_string()))
     }
 
-    /// Where generated data is kept.
+    /// Its name, as `--device` takes it.
+    pub(crate) fn device_name(&self) -> String {
+        match self.global.device {
+            DeviceChoice::Auto | DeviceChoice::Cpu => DeviceChoice::Cpu.to_string(),
+            gpu @ DeviceChoice::Cuda(_) => gpu.to_string(),
+        }
+    }
+
+    /// Where generated data is kept, and compiled kernels.
     pub(crate) fn data_cache(&self) -> PathBuf {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         self.global
@@ -242,9 +254,7 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(command: &Command, context: &Context) -> Result<Exit, CliError> {
     if let (DeviceChoice::Cuda(index), false) = (context.global.device, matches!(command, Command::Doctor)) {
-        let what = format!("device cuda:{index} is not available: this build of halfmode has no GPU backend");
-        let err = CliError::new(Exit::Device, what).at("--device").why("only the CPU backend is compiled in");
-        return Err(err.help("halfmode doctor"));
+        gpu::check(index)?;
     }
     match command {
         Command::Doctor => doctor::run(context),

@@ -53,7 +53,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
         resume: args.out.resume,
         resume_from: args.out.resume_from.clone(),
         force: args.out.force,
-        environment: environment::facts(context.n_threads()),
+        environment: environment::facts(context.device_name(), context.n_threads()),
         n_plots: args.plots.into(),
     };
     let resume_help = format!("halfmode train {} --resume", out.display());

@@ -313,7 +313,14 @@ pub(crate) const CASES: &[Case] = &[
     case(USAGE, "negative threads", "halfmode plan darcy --threads=-1", 2, &["-1"], nothing),
     case(USAGE, "negative seed", "halfmode plan darcy --seed=-1", 2, &["-1"], nothing),
     case(USAGE, "unknown device", "halfmode plan darcy --device tpu", 2, &["auto, cpu or cuda"], nothing),
-    case(USAGE, "device that is not there", "halfmode train tiny.toml --device cuda", 6, &["no GPU backend"], nothing),
+    case(
+        USAGE,
+        "device that is not there",
+        "halfmode train tiny.toml --device cuda:4711",
+        6,
+        &["device cuda:4711 is not available", "help: halfmode doctor"],
+        nothing,
+    ),
     case(
         USAGE,
         "contradicting arguments",
