@@ -167,25 +167,13 @@ impl AdamW {
     /// [`Error::Parameters`] and [`Error::Shape`] before anything is changed;
     /// [`halfmode_tensor::Error::Shared`] if somebody else still holds a weight.
     pub fn step(&mut self, params: &mut Params, grads: &[Option<Tensor>], unscale: f64) -> Result<()> {
-        let expected = self.moments.len();
-        for (what, found) in [("parameters", params.list.len()), ("gradients", grads.len())] {
-            if found != expected {
-                return Err(Error::Parameters { what, expected, found });
-            }
-        }
-        for (param, grad) in params.list.iter().zip(grads) {
-            if let Some(grad) = grad {
-                check_shape(param, grad)?;
-            }
-        }
+        self.check_grads(params, grads)?;
         self.begin_step();
         #[cfg(feature = "cuda")]
         if let Some(fused) = &mut self.fused {
             let rule = Rule::new(&self.config, self.n_steps, unscale);
-            let all = params.list.iter_mut().zip(&mut self.moments).zip(grads);
-            let moved = all.filter_map(|((param, moments), grad)| Some((param, moments, grad.as_ref()?)));
-            let kind = self.config.kind;
-            return fused.step(rule, moved.map(|(param, moments, grad)| Update::new(rule, kind, param, moments, grad)));
+            let updates = updates(rule, self.config.kind, params, &mut self.moments, grads);
+            return fused.step(rule, updates, None);
         }
         for (idx, (param, grad)) in params.list.iter_mut().zip(grads).enumerate() {
             if let Some(grad) = grad {
@@ -193,6 +181,28 @@ impl AdamW {
             }
         }
         Ok(())
+    }
+
+    /// As [`AdamW::step`] on a GPU, which decides itself: gradients with the loss scale in them are clipped to
+    /// `max_norm`, and nothing moves and no step is counted if one of them or the loss is not finite. The host waits
+    /// once, when all is launched. `None` on a CPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn guarded_step(
+        &mut self,
+        params: &mut Params,
+        grads: &[Option<Tensor>],
+        loss: &Tensor,
+        scale: f64,
+        max_norm: Option<f64>,
+    ) -> Result<Option<cuda::Verdict>> {
+        self.check_grads(params, grads)?;
+        let Some(fused) = &mut self.fused else { return Ok(None) };
+        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0 / scale);
+        let updates = updates(rule, self.config.kind, params, &mut self.moments, grads);
+        fused.step(rule, updates, Some(&cuda::Guard { loss, scale, max_norm }))?;
+        let verdict = fused.verdict()?;
+        self.n_steps += u64::from(verdict.applied);
+        Ok(Some(verdict))
     }
 
     /// Counts a step. Followed by one [`AdamW::update`] per parameter, this is [`AdamW::step`] for
@@ -251,6 +261,21 @@ impl AdamW {
             }
         }
         self.n_steps = n_steps as u64;
+        Ok(())
+    }
+
+    fn check_grads(&self, params: &Params, grads: &[Option<Tensor>]) -> Result<()> {
+        let expected = self.moments.len();
+        for (what, found) in [("parameters", params.list.len()), ("gradients", grads.len())] {
+            if found != expected {
+                return Err(Error::Parameters { what, expected, found });
+            }
+        }
+        for (param, grad) in params.list.iter().zip(grads) {
+            if let Some(grad) = grad {
+                check_shape(param, grad)?;
+            }
+        }
         Ok(())
     }
 
@@ -323,6 +348,19 @@ impl<'a> Update<'a> {
         }
         Ok(())
     }
+}
+
+/// The updates of all parameters that have a gradient.
+#[cfg(feature = "cuda")]
+fn updates<'a>(
+    rule: Rule<f64>,
+    kind: AdamWKind,
+    params: &'a mut Params,
+    moments: &'a mut [Moments],
+    grads: &'a [Option<Tensor>],
+) -> impl Iterator<Item = Update<'a>> {
+    let all = params.list.iter_mut().zip(moments).zip(grads);
+    all.filter_map(move |((param, moments), grad)| Some(Update::new(rule, kind, param, moments, grad.as_ref()?)))
 }
 
 /// Distance between real and imaginary part where they share a second moment.
