@@ -273,6 +273,8 @@ impl Trainer {
     #[cfg(feature = "cuda")]
     fn update_on_gpu(&mut self, tape: Tape, loss: Var) -> Result<(f64, bool), JobError> {
         let scale = self.loss_scale();
+        self.optimizer.set_learning_rate(self.scheduler.learning_rate());
+        self.optimizer.set_guarded(scale, self.config.train.clip_grad_norm)?;
         let sum = loss.value().clone();
         let seed = match &mut self.seed {
             Some((of, seed)) => {
@@ -292,10 +294,9 @@ impl Trainer {
             grads[id.0] = Some(grad);
             Ok(())
         })?;
-        self.optimizer.set_learning_rate(self.scheduler.learning_rate());
-        let max_norm = self.config.train.clip_grad_norm;
-        let verdict = self.optimizer.guarded_step(&mut self.params, &grads, &sum, scale, max_norm)?;
-        Ok(verdict.map_or((f64::NAN, false), |verdict| (verdict.loss, verdict.applied)))
+        self.optimizer.launch_guarded(&mut self.params, &grads, &sum)?;
+        let verdict = self.optimizer.finish_guarded()?;
+        Ok((verdict.loss, verdict.applied))
     }
 
     fn update_on_cpu(&mut self, tape: Tape, loss: Var) -> Result<bool, JobError> {

@@ -173,7 +173,8 @@ impl AdamW {
         if let Some(fused) = &mut self.fused {
             let rule = Rule::new(&self.config, self.n_steps, unscale);
             let updates = updates(rule, self.config.kind, params, &mut self.moments, grads);
-            return fused.step(rule, updates, None);
+            fused.set(rule, 1.0, None)?;
+            return fused.launch(updates, None);
         }
         for (idx, (param, grad)) in params.list.iter_mut().zip(grads).enumerate() {
             if let Some(grad) = grad {
@@ -183,26 +184,38 @@ impl AdamW {
         Ok(())
     }
 
-    /// As [`AdamW::step`] on a GPU, which decides itself: gradients with the loss scale in them are clipped to
-    /// `max_norm`, and nothing moves and no step is counted if one of them or the loss is not finite. The host waits
-    /// once, when all is launched. `None` on a CPU.
+    /// Sets the numbers of a guarded step: those of the configuration, the loss scale, and the largest norm of all
+    /// unscaled gradients together. Before [`AdamW::launch_guarded`], or before a recorded one is replayed.
     #[cfg(feature = "cuda")]
-    pub(crate) fn guarded_step(
+    pub(crate) fn set_guarded(&mut self, scale: f64, max_norm: Option<f64>) -> Result<()> {
+        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0 / scale);
+        self.fused.as_mut().map_or(Ok(()), |fused| fused.set(rule, scale, max_norm))
+    }
+
+    /// As [`AdamW::step`] on a GPU, which decides itself: gradients, with the loss scale in them, are clipped, and
+    /// nothing moves if one of them or the loss is not finite. Waits for nothing, so that it can be recorded once
+    /// its gradients are where they were the step before.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn launch_guarded(
         &mut self,
         params: &mut Params,
         grads: &[Option<Tensor>],
         loss: &Tensor,
-        scale: f64,
-        max_norm: Option<f64>,
-    ) -> Result<Option<cuda::Verdict>> {
+    ) -> Result<()> {
         self.check_grads(params, grads)?;
-        let Some(fused) = &mut self.fused else { return Ok(None) };
-        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0 / scale);
-        let updates = updates(rule, self.config.kind, params, &mut self.moments, grads);
-        fused.step(rule, updates, Some(&cuda::Guard { loss, scale, max_norm }))?;
+        let Some(fused) = &mut self.fused else { return Err(halfmode_tensor::Error::NotOnGpu.into()) };
+        // The numbers of the rule are those that were set.
+        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0);
+        fused.launch(updates(rule, self.config.kind, params, &mut self.moments, grads), Some(loss))
+    }
+
+    /// Waits for a guarded step and counts it if it was taken.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn finish_guarded(&mut self) -> Result<cuda::Verdict> {
+        let Some(fused) = &self.fused else { return Err(halfmode_tensor::Error::NotOnGpu.into()) };
         let verdict = fused.verdict()?;
         self.n_steps += u64::from(verdict.applied);
-        Ok(Some(verdict))
+        Ok(verdict)
     }
 
     /// Counts a step. Followed by one [`AdamW::update`] per parameter, this is [`AdamW::step`] for

@@ -86,15 +86,6 @@ pub(super) fn update(device: &Device, update: Update<'_>) -> Result<()> {
     Ok(cuda.launch(ADAMW, &defines, "update_one", grid(cuda, n_items.div_ceil(CHUNK)), &args)?)
 }
 
-/// What decides whether a step is taken, and with what factor.
-pub(super) struct Guard<'a> {
-    pub(super) loss: &'a Tensor,
-    /// In loss and gradients.
-    pub(super) scale: f64,
-    /// Of all unscaled gradients together.
-    pub(super) max_norm: Option<f64>,
-}
-
 /// What became of a guarded step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Verdict {
@@ -154,25 +145,32 @@ impl Fused {
         Ok(extent)
     }
 
-    /// Updates every parameter that has a gradient: the step's numbers are set, then one launch reads them. With a
-    /// guard two more launches before it decide whether it does anything; the host does not wait for them.
-    pub(super) fn step<'a>(
+    /// Sets the numbers of the launches to come: the rule, the loss scale in loss and gradients, and the largest norm
+    /// of all unscaled gradients together. A recorded launch is replayed with what was set last.
+    pub(super) fn set(&mut self, rule: Rule<f64>, scale: f64, max_norm: Option<f64>) -> Result<()> {
+        let device = self.numbers.device().clone();
+        let Some(cuda) = device.as_cuda() else { return Ok(()) };
+        let limits = [Arg::F64(scale), Arg::F64(max_norm.unwrap_or(0.0))];
+        let args = [&[self.numbers.output()?][..], &rule.numbers().map(Arg::F64), &limits].concat();
+        // These numbers are f64 whatever the update is computed in.
+        let defines = [define("A", Precision::F32)];
+        Ok(cuda.launch(ADAMW, &defines, "set_rule", Grid::row(1, 32), &args)?)
+    }
+
+    /// Updates every parameter that has a gradient in one launch, with the numbers that were set. With a loss two
+    /// launches before it decide whether it does anything; the host does not wait for them.
+    pub(super) fn launch<'a>(
         &mut self,
-        rule: Rule<f64>,
         updates: impl Iterator<Item = Update<'a>>,
-        guard: Option<&Guard<'_>>,
+        guard: Option<&Tensor>,
     ) -> Result<()> {
         let device = self.table.device().clone();
         let Some(cuda) = device.as_cuda() else { return Ok(()) };
         let Extent { n_chunks, arithmetic } = self.fill(updates)?;
         let defines = [define("A", arithmetic)];
         let launch = |entry, grid, args: &[Arg<'_>]| cuda.launch(ADAMW, &defines, entry, grid, args);
-        let (scale, max_norm) = guard.map_or((1.0, 0.0), |guard| (guard.scale, guard.max_norm.unwrap_or(0.0)));
-        let limits = [Arg::F64(scale), Arg::F64(max_norm)];
-        let args = [&[self.numbers.output()?][..], &rule.numbers().map(Arg::F64), &limits].concat();
-        launch("set_rule", Grid::row(1, 32), &args)?;
         let table = [self.table.input()?, Arg::I32((self.words.len() / WORDS) as i32), count(n_chunks)];
-        if let Some(Guard { loss, .. }) = guard {
+        if let Some(loss) = guard {
             launch("sum_squares", Grid::row(PARTS, THREADS), &[&table[..], &[self.parts.output()?]].concat())?;
             let loss = [loss.input()?, Arg::I32(format(loss.precision()))];
             let out = [self.numbers.output()?, self.report.output()?];
