@@ -128,26 +128,91 @@ extern "C" __global__ void update_one(const void* grad, void* m, void* v, void* 
     for (long long chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x) update(rule, at, chunk);
 }
 
+// The place of a step's numbers in memory, after the ten of the rule.
+enum Number { SKIP = 10, SCALE, MAX_NORM, N_NUMBERS };
+
 // The numbers of a step, for launches that read them from memory. Nothing is skipped.
 extern "C" __global__ void set_rule(f64* to, f64 unscale, f64 beta_1, f64 rest_1, f64 beta_2, f64 rest_2, f64 before,
-                                    f64 after, f64 step, f64 root, f64 eps) {
-    f64 values[] = {unscale, beta_1, rest_1, beta_2, rest_2, before, after, step, root, eps, 0.0};
-    if (threadIdx.x < 11) to[threadIdx.x] = values[threadIdx.x];
+                                    f64 after, f64 step, f64 root, f64 eps, f64 scale, f64 max_norm) {
+    f64 values[] = {unscale, beta_1, rest_1, beta_2, rest_2, before, after, step, root, eps, 0.0, scale, max_norm};
+    if (threadIdx.x < N_NUMBERS) to[threadIdx.x] = values[threadIdx.x];
+}
+
+// The last parameter that does not start after the chunk.
+__device__ __forceinline__ const Parameter& parameter_of(const Parameter* table, int n_parameters, long long chunk) {
+    int low = 0, high = n_parameters;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (table[middle].first_chunk <= chunk) low = middle;
+        else high = middle;
+    }
+    return table[low];
 }
 
 // All parameters of a table; the rule's numbers and whether to leave everything alone are read from memory.
 extern "C" __global__ void update_all(const Parameter* table, int n_parameters, long long n_chunks, const f64* r) {
-    if (r[10] != 0.0) return;
+    if (r[SKIP] != 0.0) return;
     Rule rule = {A(r[0]), A(r[1]), A(r[2]), A(r[3]), A(r[4]), A(r[5]), A(r[6]), A(r[7]), A(r[8]), A(r[9])};
     for (long long chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x) {
-        // The last parameter that does not start after the chunk.
-        int low = 0, high = n_parameters;
-        while (high - low > 1) {
-            int middle = (low + high) / 2;
-            if (table[middle].first_chunk <= chunk) low = middle;
-            else high = middle;
-        }
-        Parameter at = table[low];
+        Parameter at = parameter_of(table, n_parameters, chunk);
         update(rule, at, chunk - at.first_chunk);
     }
+}
+
+constexpr int THREADS = 256;
+
+// The sum of a block's values, in thread 0, in the order of a tree.
+__device__ __forceinline__ f64 block_sum(f64 value) {
+    __shared__ f64 sums[THREADS];
+    sums[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    return sums[0];
+}
+
+// parts[block] = sum of squares of the gradients in the block's chunks; one order for a number of blocks.
+extern "C" __global__ void sum_squares(const Parameter* table, int n_parameters, long long n_chunks, f64* parts) {
+    f64 sum = 0;
+    for (long long chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x) {
+        Parameter at = parameter_of(table, n_parameters, chunk);
+        long long scalars = at.stride ? 2 : 1, from = (chunk - at.first_chunk) * CHUNK * scalars;
+        long long to = min(from + CHUNK * scalars, at.n_items * scalars), whole = to - to % 4;
+        for (long long i = from + 4 * threadIdx.x; i < whole; i += 4 * THREADS) {
+            A g[4];
+            load<4>(at.format(0), at.grad, i, g);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum += f64(g[j]) * f64(g[j]);
+        }
+        for (long long i = whole + threadIdx.x; i < to; i += THREADS) {
+            A g[1];
+            load<1>(at.format(0), at.grad, i, g);
+            sum += f64(g[0]) * f64(g[0]);
+        }
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+// Decides over a step from its loss and its gradients, which have the loss scale in them: clips them to MAX_NORM
+// unless that is 0, and skips the step if something is not finite. The host reads the report: loss, sum of squares,
+// whether the step goes ahead. One block.
+extern "C" __global__ void judge(const f64* parts, int n_parts, const void* loss, int loss_format, f64* numbers,
+                                 f64* report) {
+    f64 sum = 0;
+    for (int i = threadIdx.x; i < n_parts; i += THREADS) sum += parts[i];
+    sum = block_sum(sum);
+    if (threadIdx.x != 0) return;
+    A value[1];
+    load<1>(loss_format, loss, 0, value);
+    f64 scale = numbers[SCALE], most = numbers[MAX_NORM];
+    f64 clip = most > 0.0 ? min(1.0, most / (sqrt(sum) / scale + 1e-6)) : 1.0;
+    bool finite = isfinite(sum) && isfinite(f64(value[0]));
+    numbers[0] = clip / scale;
+    numbers[SKIP] = finite ? 0.0 : 1.0;
+    report[0] = value[0];
+    report[1] = sum;
+    report[2] = finite ? 1.0 : 0.0;
 }

@@ -1,12 +1,12 @@
-//! Optimisers on a GPU against the CPU. Without a GPU nothing runs; with `HALFMODE_REQUIRE_CUDA=1` that is a failure.
+//! Optimisers and norms of gradients on a GPU against the CPU. Without a GPU nothing runs; with `HALFMODE_REQUIRE_CUDA=1` that is a failure.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_nn::{Init, ParamSpec, Params};
-use halfmode_precision::{Format, Precision, PrecisionPolicy, Preset};
+use halfmode_precision::{DType, Format, Precision, PrecisionPolicy, Preset};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Rng, gpu};
-use halfmode_train::{AdamW, AdamWConfig, AdamWKind};
+use halfmode_train::{AdamW, AdamWConfig, AdamWKind, GradStats, grad_stats};
 
 const KINDS: [AdamWKind; 2] = [AdamWKind::Torch, AdamWKind::Neuralop];
 
@@ -108,4 +108,35 @@ fn adamw_of_all_parameters_and_of_one_at_a_time() {
             assert!(got.2.iter().zip(&other.2).all(|(a, b)| a.to_bits() == b.to_bits()), "{case} one by one");
         }
     }
+}
+
+#[test]
+fn the_norm_of_all_gradients() {
+    let Some(device) = gpu() else { return };
+    let cpu = Device::cpu(2).unwrap();
+    let make = |device: &Device, spoilt: Option<(usize, f64)>| -> Vec<Tensor> {
+        let mut rng = Rng::new(3);
+        let lengths = [1, 3, 8191, 8192, 8193, 0, 70_001, 5, 5_000_000];
+        let tensors = lengths.into_iter().enumerate().map(|(idx, n)| {
+            let mut values = rng.normals(n);
+            if let Some((_, bad)) = spoilt.filter(|it| it.0 == idx) {
+                values[n - 1] = bad;
+            }
+            Tensor::from_slice(device, &values, [n], Precision::ALL[idx % 4], Purpose::Grad).unwrap()
+        });
+        tensors.collect()
+    };
+    let (want, got) = (grad_stats(&make(&cpu, None)).unwrap(), grad_stats(&make(&device, None)).unwrap());
+    assert!(want.finite && got.finite && (want.norm - got.norm).abs() <= 1e-12 * want.norm, "{got:?} for {want:?}");
+    let again = grad_stats(&make(&device, None)).unwrap();
+    assert_eq!(got.norm.to_bits(), again.norm.to_bits());
+    for (idx, bad) in [(0, f64::NAN), (3, f64::INFINITY), (6, f64::NEG_INFINITY), (8, f64::NAN)] {
+        assert!(!grad_stats(&make(&device, Some((idx, bad)))).unwrap().finite, "{bad} in {idx}");
+    }
+    // Tensors of two devices together, and none at all.
+    let both: Vec<Tensor> = make(&cpu, None).into_iter().chain(make(&device, None)).collect();
+    let norm = grad_stats(&both).unwrap().norm;
+    assert!((norm - want.norm * 2f64.sqrt()).abs() <= 1e-12 * norm);
+    let empty = device.alloc([0], DType::real(Precision::F32), Purpose::Grad).unwrap();
+    assert_eq!(grad_stats([&empty]).unwrap(), GradStats { norm: 0.0, finite: true });
 }

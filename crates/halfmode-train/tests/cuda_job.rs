@@ -5,7 +5,7 @@
 
 use halfmode_data::FieldPairs;
 use halfmode_operators::FnoConfig;
-use halfmode_precision::{Precision, PrecisionConfig, Preset};
+use halfmode_precision::{LossScale, Precision, PrecisionConfig, Preset, ScalerConfig};
 use halfmode_tensor::{Device, Target};
 use halfmode_testkit::gpu;
 use halfmode_train::job::{
@@ -106,6 +106,49 @@ fn five_steps_in_f16() {
 #[test]
 fn five_steps_in_bf16() {
     assert_losses_agree(Preset::Mixed, Precision::Bf16, 0.02);
+}
+
+fn weights(trainer: &Trainer) -> Vec<Vec<f64>> {
+    trainer.params().list.iter().map(|param| param.file_values().unwrap()).collect()
+}
+
+/// Scales that overflow at first, and norms that are clipped: a GPU decides as the host does. Which scale overflows
+/// first depends on what is stored in f16 on the way, so steps are counted as they are taken.
+#[test]
+fn steps_are_skipped_and_clipped_as_on_the_cpu() {
+    let grid = GRIDS[1];
+    let mut config = config(grid, Preset::Mixed, Precision::F16, LossKind::L2);
+    // Gradients of fields are stored in f16, which ends at 65504.
+    let scaler = ScalerConfig { init: 2f64.powi(30), max: 2f64.powi(30), ..ScalerConfig::DEFAULT };
+    config.precision.loss_scale = Some(LossScale::Dynamic(scaler));
+    config.train.clip_grad_norm = Some(0.01);
+    let devices = [Device::cpu(2).unwrap()].into_iter().chain(gpu());
+    let runs = devices.map(|device| {
+        let mut trainer = trainer(&config, grid, &device);
+        let batch: Vec<usize> = (0..BATCH).collect();
+        let (mut taken, mut n_skipped) = (Vec::new(), 0);
+        while taken.len() < 5 {
+            let (before, scale) = (weights(&trainer), trainer.loss_scale());
+            let record = trainer.step(&batch).unwrap();
+            let moved = weights(&trainer) != before;
+            assert_eq!(moved, record.applied);
+            let next = if moved { scale } else { scale / 2.0 };
+            assert_eq!(trainer.loss_scale().to_bits(), next.to_bits());
+            if moved {
+                taken.push(record.loss)
+            } else {
+                n_skipped += 1
+            }
+            assert!(n_skipped < 30);
+        }
+        assert!(n_skipped > 0 && trainer.state().skipped_steps == n_skipped, "{n_skipped}");
+        taken
+    });
+    let runs: Vec<Vec<f64>> = runs.collect();
+    for run in &runs {
+        let close = |(want, got): (&f64, &f64)| (want - got).abs() <= 0.02 * want;
+        assert!(runs[0].iter().zip(run).all(close), "{runs:?}");
+    }
 }
 
 #[test]

@@ -75,6 +75,9 @@ pub struct Trainer {
     normalisers: Normalisers,
     train: FieldSet,
     tests: Vec<FieldSet>,
+    /// The loss scale as backward starts from it, where it stays on a device.
+    #[cfg(feature = "cuda")]
+    seed: Option<(f64, Tensor)>,
     pub(crate) state: TrainState,
 }
 
@@ -134,6 +137,8 @@ impl Trainer {
             normalisers,
             train,
             tests,
+            #[cfg(feature = "cuda")]
+            seed: None,
             state,
         })
     }
@@ -243,8 +248,7 @@ impl Trainer {
         let loss = self.loss(&mut tape, &prediction, &y)?;
         drop((prediction, y));
         let observed = tape.take_observed();
-        let sum = if self.device.launches() { loss.value().to_vec::<f64>()?[0] } else { 0.0 };
-        let finite = sum.is_finite() && self.update(tape, loss)?;
+        let (sum, finite) = self.update(tape, loss)?;
         self.state.step += 1;
         let applied = self.settle(finite)?;
         if applied {
@@ -255,8 +259,47 @@ impl Trainer {
         Ok(StepRecord { loss: sum / indices.len() as f64, applied })
     }
 
-    /// Backward and optimiser; false if a gradient was not finite and nothing moved.
-    fn update(&mut self, tape: Tape, loss: Var) -> Result<bool, JobError> {
+    /// Backward and optimiser; the loss, and false if it or a gradient was not finite and nothing moved.
+    fn update(&mut self, tape: Tape, loss: Var) -> Result<(f64, bool), JobError> {
+        #[cfg(feature = "cuda")]
+        if !self.device.is_cpu() {
+            return self.update_on_gpu(tape, loss);
+        }
+        let sum = if self.device.launches() { loss.value().to_vec::<f64>()?[0] } else { 0.0 };
+        Ok((sum, sum.is_finite() && self.update_on_cpu(tape, loss)?))
+    }
+
+    /// The device finds out whether everything is finite, clips and skips; the host waits at the end.
+    #[cfg(feature = "cuda")]
+    fn update_on_gpu(&mut self, tape: Tape, loss: Var) -> Result<(f64, bool), JobError> {
+        let scale = self.loss_scale();
+        self.optimizer.set_learning_rate(self.scheduler.learning_rate());
+        self.optimizer.set_guarded(scale, self.config.train.clip_grad_norm)?;
+        let sum = loss.value().clone();
+        let seed = match &mut self.seed {
+            Some((of, seed)) => {
+                if of.to_bits() != scale.to_bits() {
+                    seed.copy_from_slice(&[scale])?;
+                    *of = scale;
+                }
+                seed.clone()
+            }
+            none => {
+                let seed = Tensor::from_slice(&self.device, &[scale], [1], sum.precision(), Purpose::State)?;
+                none.insert((scale, seed)).1.clone()
+            }
+        };
+        let mut grads: Vec<Option<Tensor>> = vec![None; self.params.list.len()];
+        tape.backward_from(vec![(loss, seed)], &mut |id, grad| {
+            grads[id.0] = Some(grad);
+            Ok(())
+        })?;
+        self.optimizer.launch_guarded(&mut self.params, &grads, &sum)?;
+        let verdict = self.optimizer.finish_guarded()?;
+        Ok((verdict.loss, verdict.applied))
+    }
+
+    fn update_on_cpu(&mut self, tape: Tape, loss: Var) -> Result<bool, JobError> {
         let scale = self.loss_scale();
         self.optimizer.set_learning_rate(self.scheduler.learning_rate());
         let (params, optimizer) = (&mut self.params, &mut self.optimizer);

@@ -167,25 +167,14 @@ impl AdamW {
     /// [`Error::Parameters`] and [`Error::Shape`] before anything is changed;
     /// [`halfmode_tensor::Error::Shared`] if somebody else still holds a weight.
     pub fn step(&mut self, params: &mut Params, grads: &[Option<Tensor>], unscale: f64) -> Result<()> {
-        let expected = self.moments.len();
-        for (what, found) in [("parameters", params.list.len()), ("gradients", grads.len())] {
-            if found != expected {
-                return Err(Error::Parameters { what, expected, found });
-            }
-        }
-        for (param, grad) in params.list.iter().zip(grads) {
-            if let Some(grad) = grad {
-                check_shape(param, grad)?;
-            }
-        }
+        self.check_grads(params, grads)?;
         self.begin_step();
         #[cfg(feature = "cuda")]
         if let Some(fused) = &mut self.fused {
             let rule = Rule::new(&self.config, self.n_steps, unscale);
-            let all = params.list.iter_mut().zip(&mut self.moments).zip(grads);
-            let moved = all.filter_map(|((param, moments), grad)| Some((param, moments, grad.as_ref()?)));
-            let kind = self.config.kind;
-            return fused.step(rule, moved.map(|(param, moments, grad)| Update::new(rule, kind, param, moments, grad)));
+            let updates = updates(rule, self.config.kind, params, &mut self.moments, grads);
+            fused.set(rule, 1.0, None)?;
+            return fused.launch(updates, None);
         }
         for (idx, (param, grad)) in params.list.iter_mut().zip(grads).enumerate() {
             if let Some(grad) = grad {
@@ -193,6 +182,40 @@ impl AdamW {
             }
         }
         Ok(())
+    }
+
+    /// Sets the numbers of a guarded step: those of the configuration, the loss scale, and the largest norm of all
+    /// unscaled gradients together. Before [`AdamW::launch_guarded`], or before a recorded one is replayed.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn set_guarded(&mut self, scale: f64, max_norm: Option<f64>) -> Result<()> {
+        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0 / scale);
+        self.fused.as_mut().map_or(Ok(()), |fused| fused.set(rule, scale, max_norm))
+    }
+
+    /// As [`AdamW::step`] on a GPU, which decides itself: gradients, with the loss scale in them, are clipped, and
+    /// nothing moves if one of them or the loss is not finite. Waits for nothing, so that it can be recorded once
+    /// its gradients are where they were the step before.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn launch_guarded(
+        &mut self,
+        params: &mut Params,
+        grads: &[Option<Tensor>],
+        loss: &Tensor,
+    ) -> Result<()> {
+        self.check_grads(params, grads)?;
+        let Some(fused) = &mut self.fused else { return Err(halfmode_tensor::Error::NotOnGpu.into()) };
+        // The numbers of the rule are those that were set.
+        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0);
+        fused.launch(updates(rule, self.config.kind, params, &mut self.moments, grads), Some(loss))
+    }
+
+    /// Waits for a guarded step and counts it if it was taken.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn finish_guarded(&mut self) -> Result<cuda::Verdict> {
+        let Some(fused) = &self.fused else { return Err(halfmode_tensor::Error::NotOnGpu.into()) };
+        let verdict = fused.verdict()?;
+        self.n_steps += u64::from(verdict.applied);
+        Ok(verdict)
     }
 
     /// Counts a step. Followed by one [`AdamW::update`] per parameter, this is [`AdamW::step`] for
@@ -251,6 +274,21 @@ impl AdamW {
             }
         }
         self.n_steps = n_steps as u64;
+        Ok(())
+    }
+
+    fn check_grads(&self, params: &Params, grads: &[Option<Tensor>]) -> Result<()> {
+        let expected = self.moments.len();
+        for (what, found) in [("parameters", params.list.len()), ("gradients", grads.len())] {
+            if found != expected {
+                return Err(Error::Parameters { what, expected, found });
+            }
+        }
+        for (param, grad) in params.list.iter().zip(grads) {
+            if let Some(grad) = grad {
+                check_shape(param, grad)?;
+            }
+        }
         Ok(())
     }
 
@@ -323,6 +361,19 @@ impl<'a> Update<'a> {
         }
         Ok(())
     }
+}
+
+/// The updates of all parameters that have a gradient.
+#[cfg(feature = "cuda")]
+fn updates<'a>(
+    rule: Rule<f64>,
+    kind: AdamWKind,
+    params: &'a mut Params,
+    moments: &'a mut [Moments],
+    grads: &'a [Option<Tensor>],
+) -> impl Iterator<Item = Update<'a>> {
+    let all = params.list.iter_mut().zip(moments).zip(grads);
+    all.filter_map(move |((param, moments), grad)| Some(Update::new(rule, kind, param, moments, grad.as_ref()?)))
 }
 
 /// Distance between real and imaginary part where they share a second moment.

@@ -15,12 +15,18 @@ const THREADS: usize = 256;
 const CHUNK: usize = 2048;
 /// Words of a parameter in the table of a launch.
 const WORDS: usize = 8;
-/// Numbers of a rule, and whether the step is skipped.
-const NUMBERS: usize = 11;
+/// Numbers of a rule.
+const RULE: usize = 10;
+/// With whether the step is skipped, the loss scale and the largest norm.
+const NUMBERS: usize = RULE + 3;
+/// Blocks that sum squares. Fixed, so that the sum has one order.
+const PARTS: usize = 512;
+/// Loss, sum of squares, and whether the step was taken.
+const REPORT: usize = 3;
 
 impl Rule<f64> {
     /// In the order of the kernel.
-    fn numbers(&self) -> [f64; NUMBERS - 1] {
+    fn numbers(&self) -> [f64; RULE] {
         let Rule { unscale, beta_1, rest_1, beta_2, rest_2, before, after, step, root, eps } = *self;
         [unscale, beta_1, rest_1, beta_2, rest_2, before, after, step, root, eps]
     }
@@ -80,13 +86,28 @@ pub(super) fn update(device: &Device, update: Update<'_>) -> Result<()> {
     Ok(cuda.launch(ADAMW, &defines, "update_one", grid(cuda, n_items.div_ceil(CHUNK)), &args)?)
 }
 
-/// What one launch for all parameters reads: where they are, and the numbers of the step.
+/// What became of a guarded step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Verdict {
+    pub(crate) loss: f64,
+    pub(crate) applied: bool,
+}
+
+/// What the launches for all parameters share: where they are, and the numbers of the step.
 #[derive(Debug)]
 pub(super) struct Fused {
     /// As uploaded. Addresses of gradients repeat from step to step, so that this happens rarely.
     words: Vec<u64>,
     table: Tensor,
     numbers: Tensor,
+    parts: Tensor,
+    report: Tensor,
+}
+
+/// What a filled table holds.
+struct Extent {
+    n_chunks: usize,
+    arithmetic: Precision,
 }
 
 impl Fused {
@@ -98,37 +119,76 @@ impl Fused {
         }
         let make = |shape: [usize; 2]| device.alloc(shape, DType::real(Precision::F64), Purpose::OptimState);
         let (table, numbers) = (make([params.list.len(), WORDS])?, make([1, NUMBERS])?);
-        Ok(Some(Fused { words: Vec::new(), table, numbers }))
+        Ok(Some(Fused { words: Vec::new(), table, numbers, parts: make([1, PARTS])?, report: make([1, REPORT])? }))
     }
 
-    /// Updates every parameter that has a gradient: two launches, one of them of a single block.
-    pub(super) fn step<'a>(&mut self, rule: Rule<f64>, updates: impl Iterator<Item = Update<'a>>) -> Result<()> {
-        let device = self.table.device().clone();
-        let Some(cuda) = device.as_cuda() else { return Ok(()) };
-        let (mut words, mut n_chunks, mut arithmetic) = (Vec::with_capacity(self.words.len()), 0, Precision::F32);
+    /// Brings the table up to date.
+    fn fill<'a>(&mut self, updates: impl Iterator<Item = Update<'a>>) -> Result<Extent> {
+        let mut words = Vec::with_capacity(self.words.len());
+        let mut extent = Extent { n_chunks: 0, arithmetic: Precision::F32 };
         for update in updates.filter(|update| update.moments.v.numel() > 0) {
-            arithmetic = arithmetic.min(update.arithmetic());
+            extent.arithmetic = extent.arithmetic.min(update.arithmetic());
             let sizes =
                 u64::from(update.stride().cast_unsigned()) | u64::from(update.packed_formats().cast_unsigned()) << 32;
             let Update { grad, moments: Moments { m, v }, exact, copy, .. } = update;
-            let n_items = v.numel();
+            let (n_items, first_chunk) = (v.numel(), extent.n_chunks);
             let copy = copy.map_or(Ok(0), Tensor::address_mut)?;
-            words.extend([n_chunks as u64, grad.address()?, m.address_mut()?, v.address_mut()?, exact.address_mut()?]);
+            let moments = [m.address_mut()?, v.address_mut()?];
+            words.extend([first_chunk as u64, grad.address()?, moments[0], moments[1], exact.address_mut()?]);
             words.extend([copy, n_items as u64, sizes]);
-            n_chunks += n_items.div_ceil(CHUNK);
-        }
-        if n_chunks == 0 {
-            return Ok(());
+            extent.n_chunks += n_items.div_ceil(CHUNK);
         }
         if words != self.words {
             self.table.upload_words(&words)?;
             self.words = words;
         }
+        Ok(extent)
+    }
+
+    /// Sets the numbers of the launches to come: the rule, the loss scale in loss and gradients, and the largest norm
+    /// of all unscaled gradients together. A recorded launch is replayed with what was set last.
+    pub(super) fn set(&mut self, rule: Rule<f64>, scale: f64, max_norm: Option<f64>) -> Result<()> {
+        let device = self.numbers.device().clone();
+        let Some(cuda) = device.as_cuda() else { return Ok(()) };
+        let limits = [Arg::F64(scale), Arg::F64(max_norm.unwrap_or(0.0))];
+        let args = [&[self.numbers.output()?][..], &rule.numbers().map(Arg::F64), &limits].concat();
+        // These numbers are f64 whatever the update is computed in.
+        let defines = [define("A", Precision::F32)];
+        Ok(cuda.launch(ADAMW, &defines, "set_rule", Grid::row(1, 32), &args)?)
+    }
+
+    /// Updates every parameter that has a gradient in one launch, with the numbers that were set. With a loss two
+    /// launches before it decide whether it does anything; the host does not wait for them.
+    pub(super) fn launch<'a>(
+        &mut self,
+        updates: impl Iterator<Item = Update<'a>>,
+        guard: Option<&Tensor>,
+    ) -> Result<()> {
+        let device = self.table.device().clone();
+        let Some(cuda) = device.as_cuda() else { return Ok(()) };
+        let Extent { n_chunks, arithmetic } = self.fill(updates)?;
         let defines = [define("A", arithmetic)];
-        let args = [&[self.numbers.output()?][..], &rule.numbers().map(Arg::F64)].concat();
-        cuda.launch(ADAMW, &defines, "set_rule", Grid::row(1, 32), &args)?;
-        let n_parameters = Arg::I32((self.words.len() / WORDS) as i32);
-        let args = [self.table.input()?, n_parameters, count(n_chunks), self.numbers.input()?];
-        Ok(cuda.launch(ADAMW, &defines, "update_all", grid(cuda, n_chunks), &args)?)
+        let launch = |entry, grid, args: &[Arg<'_>]| cuda.launch(ADAMW, &defines, entry, grid, args);
+        let table = [self.table.input()?, Arg::I32((self.words.len() / WORDS) as i32), count(n_chunks)];
+        if let Some(loss) = guard {
+            launch("sum_squares", Grid::row(PARTS, THREADS), &[&table[..], &[self.parts.output()?]].concat())?;
+            let loss = [loss.input()?, Arg::I32(format(loss.precision()))];
+            let out = [self.numbers.output()?, self.report.output()?];
+            let args = [&[self.parts.input()?, Arg::I32(PARTS as i32)][..], &loss, &out].concat();
+            launch("judge", Grid::row(1, THREADS), &args)?;
+        }
+        if n_chunks > 0 {
+            launch("update_all", grid(cuda, n_chunks), &[&table[..], &[self.numbers.input()?]].concat())?;
+        }
+        Ok(())
+    }
+
+    /// What became of the last guarded step: waits for it. On the planning device it was taken.
+    pub(super) fn verdict(&self) -> Result<Verdict> {
+        if !self.report.device().launches() {
+            return Ok(Verdict { loss: 0.0, applied: true });
+        }
+        let report = self.report.to_vec::<f64>()?;
+        Ok(Verdict { loss: report[0], applied: report[2] > 0.0 })
     }
 }
