@@ -27,7 +27,7 @@ fn config(preset: Preset, format: Precision) -> JobConfig {
 
 fn data(config: &JobConfig) -> JobData {
     let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("job-cache");
-    load_data(&config.data, &cache, 1, &|_, _, _| {}).unwrap()
+    load_data(config, &cache, 1, &|_, _, _| {}).unwrap()
 }
 
 fn trainer(config: &JobConfig, device: &Device) -> Trainer {

@@ -1,5 +1,6 @@
 // What every kernel file shares: stored scalars, their accumulators, and how one becomes the other.
-// Template parameters have long names: kernels are compiled with definitions such as T=f16, which would replace T here.
+//
+// Kernel files are compiled with definitions of one letter for their types: names here are longer.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -10,29 +11,29 @@ using f32 = float;
 using f64 = double;
 
 // What sums of a storage type are formed in.
-template <class stored> struct accumulator { using type = f32; };
+template <class Stored> struct accumulator { using type = f32; };
 template <> struct accumulator<f64> { using type = f64; };
-template <class stored> using acc_t = typename accumulator<stored>::type;
+template <class Stored> using acc_t = typename accumulator<Stored>::type;
 
-template <class wide> __device__ __forceinline__ wide widen(f64 x) { return wide(x); }
-template <class wide> __device__ __forceinline__ wide widen(f32 x) { return wide(x); }
-template <class wide> __device__ __forceinline__ wide widen(f16 x) { return wide(__half2float(x)); }
-template <class wide> __device__ __forceinline__ wide widen(bf16 x) { return wide(__bfloat162float(x)); }
+template <class Wide> __device__ __forceinline__ Wide widen(f64 x) { return Wide(x); }
+template <class Wide> __device__ __forceinline__ Wide widen(f32 x) { return Wide(x); }
+template <class Wide> __device__ __forceinline__ Wide widen(f16 x) { return Wide(__half2float(x)); }
+template <class Wide> __device__ __forceinline__ Wide widen(bf16 x) { return Wide(__bfloat162float(x)); }
 
 // Nearest value, ties to even.
-template <class stored> __device__ __forceinline__ stored narrow(f32 x);
+template <class Stored> __device__ __forceinline__ Stored narrow(f32 x);
 template <> __device__ __forceinline__ f64 narrow<f64>(f32 x) { return f64(x); }
 template <> __device__ __forceinline__ f32 narrow<f32>(f32 x) { return x; }
 template <> __device__ __forceinline__ f16 narrow<f16>(f32 x) { return __float2half_rn(x); }
 template <> __device__ __forceinline__ bf16 narrow<bf16>(f32 x) { return __float2bfloat16_rn(x); }
-template <class stored> __device__ __forceinline__ stored narrow(f64 x);
+template <class Stored> __device__ __forceinline__ Stored narrow(f64 x);
 template <> __device__ __forceinline__ f64 narrow<f64>(f64 x) { return x; }
 template <> __device__ __forceinline__ f32 narrow<f32>(f64 x) { return f32(x); }
 template <> __device__ __forceinline__ f16 narrow<f16>(f64 x) { return __double2half(x); }
 template <> __device__ __forceinline__ bf16 narrow<bf16>(f64 x) { return __double2bfloat16(x); }
 
-// `n_values` neighbouring values that are loaded and stored at once.
-template <class stored, int n_values> struct alignas(sizeof(stored) * n_values) Pack { stored at[n_values]; };
+// `Count` neighbouring values that are loaded and stored at once.
+template <class Stored, int Count> struct alignas(sizeof(Stored) * Count) Pack { Stored at[Count]; };
 
 // The exact GELU and its derivative.
 __device__ __forceinline__ f32 gelu(f32 x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }

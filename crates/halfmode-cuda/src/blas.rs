@@ -322,7 +322,7 @@ impl Context {
         let (at, bt, ct) = (a.span.address(), b.span.address(), c.span.address());
         // SAFETY: descriptors and handle are alive, every element lies in its span as checked above, the factors
         // outlive the call, and the workspace is used in the order of the one stream.
-        let outcome = unsafe {
+        let launch = || unsafe {
             result::matmul(
                 blas.handle,
                 plan.product,
@@ -342,7 +342,9 @@ impl Context {
                 self.stream().cast(),
             )
         };
-        outcome.map_err(|err| Error::Blas { call: "cublasLtMatmul", what: key.describe(), code: err.to_string() })
+        let fail =
+            |err: CublasError| Error::Blas { call: "cublasLtMatmul", what: key.describe(), code: err.to_string() };
+        self.timed(|| format!("matmul {}", key.describe()), || launch().map_err(fail))
     }
 }
 

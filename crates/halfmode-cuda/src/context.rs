@@ -7,9 +7,10 @@ use crate::fft::Fft;
 use crate::kernel::{Kernel, KernelKey};
 use crate::libraries::{self, Library, Roots};
 use crate::pool::Pool;
+use crate::profile::Recorder;
 use crate::{Error, Result};
 use cudarc::driver::{DriverError, result, sys};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -69,12 +70,32 @@ pub(crate) struct Inner {
     kernels: Mutex<HashMap<KernelKey, Kernel>>,
     blas: OnceLock<Blas>,
     fft: OnceLock<Fft>,
+    recorder: Mutex<Option<Recorder>>,
 }
 
 #[derive(Default)]
 struct Memory {
     pool: Pool,
+    /// Pools of captured graphs, which nobody else takes from: a replay writes there again.
+    captured: BTreeMap<u64, Pool>,
+    /// The graph that is being captured.
+    capturing: Option<u64>,
+    n_captured: u64,
     held_peak: usize,
+}
+
+impl Memory {
+    fn held(&self) -> usize {
+        self.pool.held() + self.captured.values().map(Pool::held).sum::<usize>()
+    }
+
+    /// Where memory is taken from now.
+    fn active(&mut self) -> &mut Pool {
+        match self.capturing {
+            Some(id) => self.captured.entry(id).or_default(),
+            None => &mut self.pool,
+        }
+    }
 }
 
 // SAFETY: the handles are the driver's, which may be called from any thread; everything that changes is
@@ -168,6 +189,7 @@ impl Context {
             kernels: Mutex::default(),
             blas: OnceLock::new(),
             fft: OnceLock::new(),
+            recorder: Mutex::default(),
         })))
     }
 
@@ -221,6 +243,10 @@ impl Context {
         self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn recorder(&self) -> MutexGuard<'_, Option<Recorder>> {
+        self.0.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn blas(&self) -> Result<&Blas> {
         if let Some(blas) = self.0.blas.get() {
             return Ok(blas);
@@ -245,13 +271,13 @@ impl Context {
         self.bind()?;
         let (free, total) = check("cuMemGetInfo", result::mem_get_info())?;
         let memory = self.memory();
-        Ok(MemoryInfo { free, total, held: memory.pool.held(), held_peak: memory.held_peak })
+        Ok(MemoryInfo { free, total, held: memory.held(), held_peak: memory.held_peak })
     }
 
     /// The address of `bytes` bytes of memory with arbitrary contents.
     pub(crate) fn take(&self, bytes: usize) -> Result<u64> {
         let mut memory = self.memory();
-        if let Some(address) = memory.pool.take(bytes) {
+        if let Some(address) = memory.active().take(bytes) {
             return Ok(address);
         }
         self.bind()?;
@@ -266,16 +292,45 @@ impl Context {
         }
         let Some((start, size)) = found else {
             let (free, total) = check("cuMemGetInfo", result::mem_get_info())?;
-            return Err(Error::OutOfMemory { bytes, free, total, held: memory.pool.held() });
+            return Err(Error::OutOfMemory { bytes, free, total, held: memory.held() });
         };
-        memory.pool.add_segment(start, size);
-        memory.held_peak = memory.held_peak.max(memory.pool.held());
-        memory.pool.take(bytes).ok_or(Error::OutOfMemory { bytes, free: 0, total: 0, held: memory.pool.held() })
+        memory.active().add_segment(start, size);
+        memory.held_peak = memory.held_peak.max(memory.held());
+        let held = memory.held();
+        memory.active().take(bytes).ok_or(Error::OutOfMemory { bytes, free: 0, total: 0, held })
     }
 
-    /// Gives the memory at an address back.
+    /// Gives the memory at an address back to the pool that it came from.
     pub(crate) fn give(&self, address: u64) {
-        self.memory().pool.give(address);
+        let mut memory = self.memory();
+        match memory.captured.values_mut().find(|pool| pool.holds(address)) {
+            Some(pool) => pool.give(address),
+            None => memory.pool.give(address),
+        }
+    }
+
+    /// Takes memory from a pool of its own from now on; returns the pool's number, or `None` during a capture.
+    pub(crate) fn begin_own_pool(&self) -> Option<u64> {
+        let mut memory = self.memory();
+        if memory.capturing.is_some() {
+            return None;
+        }
+        memory.n_captured += 1;
+        memory.capturing = Some(memory.n_captured);
+        memory.capturing
+    }
+
+    /// Takes memory from the common pool again.
+    pub(crate) fn end_own_pool(&self) {
+        self.memory().capturing = None;
+    }
+
+    /// Gives a graph's pool to everybody, once the graph is no more.
+    pub(crate) fn release_own_pool(&self, id: u64) {
+        let mut memory = self.memory();
+        if let Some(pool) = memory.captured.remove(&id) {
+            memory.pool.absorb(pool);
+        }
     }
 
     /// Gives memory that nobody uses back to the driver.
@@ -304,7 +359,8 @@ impl Drop for Inner {
             drop(self.blas.take());
             drop(self.fft.take());
             let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
-            for segment in memory.pool.drain() {
+            let pools = std::iter::once(&mut memory.pool).chain(memory.captured.values_mut());
+            for segment in pools.flat_map(Pool::drain) {
                 let _ = result::free_sync(segment);
             }
             let _ = result::stream::destroy(self.stream);

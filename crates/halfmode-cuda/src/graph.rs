@@ -6,10 +6,12 @@ use crate::context::check;
 use crate::{Context, Error, Result};
 use cudarc::driver::{result, sys};
 
-/// Recorded launches. They run again with the same addresses: whoever records keeps the buffers alive.
+/// Recorded launches. They run again with the same addresses: memory that was allocated while recording belongs to
+/// the graph until it is dropped; buffers from before are kept alive by whoever records.
 #[derive(Debug)]
 pub struct Graph {
     context: Context,
+    pool: u64,
     graph: sys::CUgraph,
     executable: sys::CUgraphExec,
 }
@@ -28,7 +30,23 @@ impl Context {
         work: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<Graph, E> {
         self.bind()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let nested = || Error::Launch { kernel: "capture".to_owned(), problem: "a capture is going on".to_owned() };
+        let pool = self.begin_own_pool().ok_or_else(nested)?;
+        let captured = self.capture_into(pool, work);
+        self.end_own_pool();
+        if captured.is_err() {
+            self.release_own_pool(pool);
+        }
+        captured
+    }
+
+    fn capture_into<E: From<Error>>(
+        &self,
+        pool: u64,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Graph, E> {
+        // Relaxed, so that the pool may ask the driver for memory on the way.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is alive, and the capture is ended below whatever `work` does short of panicking.
         check("cuStreamBeginCapture", unsafe { result::stream::begin_capture(self.stream(), mode) })?;
         let outcome = work();
@@ -46,7 +64,7 @@ impl Context {
                 return Err(err.into());
             }
         };
-        Ok(Graph { context: self.clone(), graph, executable })
+        Ok(Graph { context: self.clone(), pool, graph, executable })
     }
 }
 
@@ -83,5 +101,6 @@ impl Drop for Graph {
                 let _ = result::graph::destroy(self.graph);
             }
         }
+        self.context.release_own_pool(self.pool);
     }
 }

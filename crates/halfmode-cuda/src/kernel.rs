@@ -220,11 +220,14 @@ impl Context {
         let mut bits: Vec<u64> = args.iter().map(|it| it.bits().0).collect();
         let mut pointers: Vec<*mut c_void> = bits.iter_mut().map(|it| std::ptr::from_mut(it).cast()).collect();
         let (blocks, threads) = ((x as u32, y as u32, z as u32), (grid.threads as u32, 1, 1));
-        // SAFETY: number and sizes of the arguments are the kernel's, as checked above; the driver copies them
-        // before it returns. Values are little endian, so the low bytes of each word are the argument.
-        check("cuLaunchKernel", unsafe {
+        let launch = || {
             let shared = grid.shared as u32;
-            result::launch_kernel(loaded.function, blocks, threads, shared, self.stream(), &mut pointers)
-        })
+            // SAFETY: number and sizes of the arguments are the kernel's, as checked above; the driver copies them
+            // before it returns. Values are little endian, so the low bytes of each word are the argument.
+            check("cuLaunchKernel", unsafe {
+                result::launch_kernel(loaded.function, blocks, threads, shared, self.stream(), &mut pointers)
+            })
+        };
+        self.timed(|| loaded.name.clone(), launch)
     }
 }

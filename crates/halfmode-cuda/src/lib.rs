@@ -11,6 +11,7 @@ mod graph;
 mod kernel;
 mod libraries;
 mod pool;
+mod profile;
 mod timer;
 
 pub use blas::{Compute, Matmul, Operand, Scalar};
@@ -22,4 +23,5 @@ pub use fft::{FftKind, FftPlan};
 pub use graph::Graph;
 pub use kernel::{Arg, Grid, Kernel};
 pub use libraries::{Library, Roots, load};
+pub use profile::Spent;
 pub use timer::Timer;

@@ -56,6 +56,18 @@ impl Pool {
         self.free.insert(start, bytes);
     }
 
+    /// Whether a block in use begins there.
+    pub(crate) fn holds(&self, start: u64) -> bool {
+        self.used.contains_key(&start)
+    }
+
+    /// Takes over everything that another pool has.
+    pub(crate) fn absorb(&mut self, other: Pool) {
+        self.segments.extend(other.segments);
+        self.free.extend(other.free);
+        self.used.extend(other.used);
+    }
+
     /// Gives a block back and joins it to free neighbours of its segment.
     pub(crate) fn give(&mut self, start: u64) {
         let Some(mut size) = self.used.remove(&start) else { return };
@@ -154,6 +166,18 @@ mod tests {
         assert_eq!(pool.free, BTreeMap::from([(0x10000 + 1536, 2560)]));
         pool.give(0x999);
         assert_eq!(pool.used.len(), 2, "an unknown address changes nothing");
+    }
+
+    #[test]
+    fn a_pool_that_is_absorbed_goes_on_as_it_was() {
+        let (mut main, mut other) = (pool(&[(0x10000, 4096)]), pool(&[(0x20000, 4096)]));
+        let (kept, dropped) = (other.take(600).unwrap(), other.take(512).unwrap());
+        assert!(other.holds(kept) && !main.holds(kept));
+        main.absorb(other);
+        main.give(dropped);
+        main.give(kept);
+        assert_eq!(main.free, BTreeMap::from([(0x10000, 4096), (0x20000, 4096)]));
+        assert_eq!(main.held(), 8192);
     }
 
     #[test]

@@ -28,21 +28,42 @@ impl Timer {
         Ok(timer)
     }
 
-    /// Stops after everything launched so far, waits for it, and returns microseconds.
+    /// Stops after everything launched so far, without waiting for it.
     ///
     /// # Errors
     /// [`crate::Error::Driver`].
-    pub fn stop(self) -> Result<f64> {
+    pub fn mark(&mut self) -> Result<()> {
         self.context.bind()?;
-        // SAFETY: events and stream are alive; both events are recorded before their distance is asked for.
+        // SAFETY: event and stream are alive.
+        check("cuEventRecord", unsafe { result::event::record(self.stop, self.context.stream()) })
+    }
+
+    /// Waits for the stop and returns microseconds.
+    ///
+    /// # Errors
+    /// [`crate::Error::Driver`], also if it was never stopped.
+    pub fn read(&self) -> Result<f64> {
+        self.context.bind()?;
+        // SAFETY: the events are alive; the driver refuses events that were not recorded.
         let ms = unsafe {
-            check("cuEventRecord", result::event::record(self.stop, self.context.stream()))?;
             check("cuEventSynchronize", result::event::synchronize(self.stop))?;
             check("cuEventElapsedTime", result::event::elapsed(self.start, self.stop))?
         };
         Ok(f64::from(ms) * 1e3)
     }
+
+    /// Stops after everything launched so far, waits for it, and returns microseconds.
+    ///
+    /// # Errors
+    /// [`crate::Error::Driver`].
+    pub fn stop(mut self) -> Result<f64> {
+        self.mark()?;
+        self.read()
+    }
 }
+
+// SAFETY: events are the driver's, which may be called from any thread.
+unsafe impl Send for Timer {}
 
 impl Drop for Timer {
     fn drop(&mut self) {

@@ -227,6 +227,23 @@ fn a_recorded_sequence_runs_again() {
     let mut out = [0; 256];
     x.download(0, &mut out).unwrap();
     assert_eq!(floats(&out), [64.0; 64]);
+    // What a recording allocates is the graph's: a replay does not write into what is allocated later.
+    let mut y = None;
+    let graph = context
+        .capture(|| -> Result<(), Error> {
+            let mut scratch = context.alloc(256)?;
+            context.launch(&kernel, Grid::row(1, 64), &[(&mut scratch).into(), Arg::F32(2.0), Arg::I64(64)])?;
+            y = Some(scratch.address());
+            Ok(())
+        })
+        .unwrap();
+    let mut later = context.alloc(256).unwrap();
+    assert_ne!(Some(later.address()), y);
+    later.upload(0, &bytes(&[3.0; 64])).unwrap();
+    graph.launch().unwrap();
+    later.download(0, &mut out).unwrap();
+    assert_eq!(floats(&out), [3.0; 64]);
+    drop(graph);
     let waits = context.capture(|| context.synchronize());
     assert!(matches!(waits, Err(Error::Driver { .. })), "waiting cannot be recorded");
     x.fill(0).unwrap();

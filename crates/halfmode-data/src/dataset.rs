@@ -1,5 +1,6 @@
 //! Pairs of input and output fields on one grid.
 
+use halfmode_precision::Domain;
 use ndarray::{ArrayD, ArrayViewD, Axis, Dimension, IxDyn};
 
 use crate::error::{Error, Result};
@@ -10,11 +11,14 @@ use crate::error::{Error, Result};
 /// - `x`: `[n, c_in, n_1, …, n_d]`, f32, row-major and contiguous
 /// - `y`: `[n, c_out, n_1, …, n_d]`, f32, row-major and contiguous
 ///
+/// Both of complex fields have a last axis of 2, real and imaginary part.
+///
 /// All values are finite, no axis is empty: the constructor checks it once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FieldPairs {
     x: ArrayD<f32>,
     y: ArrayD<f32>,
+    domain: Domain,
 }
 
 /// Some samples, copied together: contiguous, row-major, ready for a device.
@@ -29,14 +33,23 @@ pub struct Batch {
 }
 
 impl FieldPairs {
-    /// Joins inputs and outputs, channels first.
+    /// Joins real inputs and outputs, channels first.
     ///
     /// # Errors
     /// [`Error::Rank`] below 3 axes, [`Error::SampleCount`], [`Error::Grid`], [`Error::Empty`],
     /// [`Error::NonFinite`] with the first index of a NaN or infinity.
     pub fn new(x: ArrayD<f32>, y: ArrayD<f32>) -> Result<Self> {
+        Self::of(Domain::Real, x, y)
+    }
+
+    /// Joins inputs and outputs, channels first; complex ones with a last axis of 2.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`]; [`Error::Domain`] for complex fields without that axis.
+    pub fn of(domain: Domain, x: ArrayD<f32>, y: ArrayD<f32>) -> Result<Self> {
         for (name, array) in [("x", &x), ("y", &y)] {
-            if array.ndim() < 3 {
+            let extents = field_extents(name, array.shape(), domain, domain)?;
+            if extents.len() < 3 {
                 return Err(Error::Rank {
                     array: name.to_owned(),
                     expected: 3,
@@ -54,7 +67,7 @@ impl FieldPairs {
         if x.shape()[2..] != y.shape()[2..] {
             return Err(Error::Grid { x: x.shape()[2..].to_vec(), y: y.shape()[2..].to_vec() });
         }
-        let pairs = Self { x: contiguous(x), y: contiguous(y) };
+        let pairs = Self { x: contiguous(x), y: contiguous(y), domain };
         check_finite("x", &pairs.x)?;
         check_finite("y", &pairs.y)?;
         Ok(pairs)
@@ -94,7 +107,14 @@ impl FieldPairs {
     /// Points per axis, `[n_1, …, n_d]`.
     #[must_use]
     pub fn grid(&self) -> &[usize] {
-        &self.x.shape()[2..]
+        let shape = self.x.shape();
+        &shape[2..shape.len() + 1 - self.domain.scalars()]
+    }
+
+    /// Whether the fields are real or complex.
+    #[must_use]
+    pub fn domain(&self) -> Domain {
+        self.domain
     }
 
     /// Both arrays.
@@ -137,7 +157,7 @@ impl FieldPairs {
         if let Some(&index) = samples.iter().find(|&&index| index >= len) {
             return Err(Error::SampleIndex { index, len });
         }
-        Self::new(self.x.select(Axis(0), samples), self.y.select(Axis(0), samples))
+        Self::of(self.domain, self.x.select(Axis(0), samples), self.y.select(Axis(0), samples))
     }
 
     /// One sample's input `[c_in, n_1, …, n_d]` and output `[c_out, n_1, …, n_d]`.
@@ -150,6 +170,21 @@ impl FieldPairs {
             return Err(Error::SampleIndex { index, len });
         }
         Ok((self.x.index_axis(Axis(0), index), self.y.index_axis(Axis(0), index)))
+    }
+}
+
+/// The extents of an array that holds `stored` numbers and is read as `domain` fields: without the axis of real
+/// and imaginary part.
+pub(crate) fn field_extents<'a>(
+    array: &str,
+    shape: &'a [usize],
+    stored: Domain,
+    domain: Domain,
+) -> Result<&'a [usize]> {
+    match (stored, domain, shape) {
+        (Domain::Real, Domain::Real, _) => Ok(shape),
+        (_, Domain::Complex, [extents @ .., 2]) => Ok(extents),
+        _ => Err(Error::Domain { array: array.to_owned(), shape: shape.to_vec(), domain }),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The one error type of the crate.
 
+use halfmode_precision::Domain;
 use std::path::PathBuf;
 
 /// What can go wrong in this crate. Each message says what happened, where and why.
@@ -25,7 +26,9 @@ pub enum Error {
         reason: String,
     },
     /// The array has an element type that cannot be read as real numbers.
-    #[error("{origin}: arrays of dtype `{dtype}` are not supported (real floats, integers and bool are)")]
+    #[error(
+        "{origin}: arrays of dtype `{dtype}` are not supported (floats, integers, bool and complex numbers of numpy are)"
+    )]
     UnsupportedType {
         /// The file, or `file[key]` inside an archive.
         origin: String,
@@ -214,6 +217,16 @@ pub enum Error {
         /// The system's answer.
         reason: String,
     },
+    /// Complex numbers where fields are real, or the reverse.
+    #[error("`{array}` of shape {shape:?} {}", domain_fault(*domain))]
+    Domain {
+        /// Which array.
+        array: String,
+        /// Its shape; of complex numbers with their axis of 2.
+        shape: Vec<usize>,
+        /// What the fields are.
+        domain: Domain,
+    },
     /// A normaliser was given an array of another shape.
     #[error("the normaliser has statistics of shape {statistics:?}, which do not fit {found:?}")]
     NormaliserShape {
@@ -254,6 +267,16 @@ pub enum Error {
 
 /// The result type of the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn domain_fault(domain: Domain) -> &'static str {
+    match domain {
+        Domain::Real => "holds complex numbers, but the model is of real fields: set model.complex_data = true",
+        Domain::Complex => {
+            "holds real numbers and has no last axis of 2 (real and imaginary part), but the model is of complex \
+             fields: set model.complex_data = false"
+        }
+    }
+}
 
 fn list(names: &[String]) -> String {
     if names.is_empty() {

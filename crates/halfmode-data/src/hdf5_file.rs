@@ -1,5 +1,6 @@
 //! HDF5 files: those of h5py, MATLAB 7.3 and NetCDF-4, without the C library.
 
+use halfmode_precision::Domain;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -228,6 +229,8 @@ impl Hdf5File {
         let info = ArrayInfo {
             shape,
             dtype: numbers.dtype,
+            // The parts are an axis of the shape already.
+            domain: Domain::Real,
             big_endian: numbers.big_endian,
             fortran_order: false,
             header_bytes: 0,

@@ -57,6 +57,26 @@ impl UnitGaussian {
         Self::fit(x, &dims)
     }
 
+    /// One complex mean and one real deviation per channel of complex data, as torch's `mean` and `std` give
+    /// them: with `|x - mean|²` for the square.
+    ///
+    /// # Shapes
+    /// - `x`: `[n, c, n_1, …, n_d, 2]`, real and imaginary part
+    /// - statistics: `[1, c, 1, …, 1, 2]`, the deviation twice
+    ///
+    /// # Errors
+    /// As [`Self::fit`].
+    pub fn fit_complex_per_channel<T: Real>(x: &ArrayViewD<'_, T>) -> Result<Self> {
+        let parts = x.ndim().saturating_sub(1);
+        let dims: Vec<usize> = (0..parts).filter(|&axis| axis != 1).collect();
+        let mut fit = Self::fit(x, &dims)?;
+        for mut pair in fit.std.lanes_mut(Axis(parts)) {
+            let deviation = pair.iter().fold(0.0, |sum: f64, part| sum.hypot(*part));
+            pair.fill(deviation);
+        }
+        Ok(fit)
+    }
+
     /// One mean and deviation per channel and point: over samples, axis 0.
     ///
     /// # Errors

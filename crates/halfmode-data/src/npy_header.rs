@@ -6,6 +6,8 @@
 
 use std::io::Read;
 
+use halfmode_precision::Domain;
+
 use crate::error::{Error, Result};
 
 /// Longest header that is read. NumPy itself refuses more than 10 000 bytes by default.
@@ -13,7 +15,7 @@ const MAX_HEADER: usize = 1 << 16;
 /// Most axes that NumPy has.
 const MAX_RANK: usize = 64;
 
-/// Element types that can be read.
+/// Scalar types that can be read; a complex element is two of [`Self::F32`] or [`Self::F64`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NumpyType {
@@ -96,20 +98,30 @@ impl NumpyType {
 /// What a stored array is, without its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArrayInfo {
-    /// Element type in the file.
+    /// Type of every scalar in the file.
     pub dtype: NumpyType,
+    /// Whether elements are complex, `c8` or `c16`: the shape then ends with an axis of 2 that the header does
+    /// not name, real and imaginary part.
+    pub domain: Domain,
     /// Whether the bytes of an element come most significant first.
     pub big_endian: bool,
     /// Whether the first axis varies fastest in the file.
     pub fortran_order: bool,
-    /// Length of every axis.
+    /// Length of every axis, as the array is read.
     pub shape: Vec<usize>,
     /// Bytes before the data.
     pub header_bytes: u64,
 }
 
 impl ArrayInfo {
-    /// Number of elements. The parser has checked that it, and the bytes, fit 63 bits.
+    /// The short name of an element's type: `f32`, `cf64`, …
+    #[must_use]
+    pub fn type_name(&self) -> String {
+        let prefix = if self.domain == Domain::Complex { "c" } else { "" };
+        format!("{prefix}{}", self.dtype.name())
+    }
+
+    /// Number of scalars. The parser has checked that it, and the bytes, fit 63 bits.
     #[must_use]
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
@@ -155,21 +167,30 @@ pub(crate) fn read_header(reader: &mut (impl Read + ?Sized), origin: &str) -> Re
     })?;
     let descr = fields.descr.ok_or_else(|| bad("the key `descr` is missing"))?;
     let fortran_order = fields.fortran_order.ok_or_else(|| bad("the key `fortran_order` is missing"))?;
-    let shape = fields.shape.ok_or_else(|| bad("the key `shape` is missing"))?;
+    let mut shape = fields.shape.ok_or_else(|| bad("the key `shape` is missing"))?;
     let (big_endian, code) = match descr.as_bytes().first() {
         Some(b'>') => (true, &descr[1..]),
         Some(b'<' | b'|' | b'=') => (false, &descr[1..]),
         _ => (false, descr),
     };
+    let (domain, code) = match code {
+        "c8" => (Domain::Complex, "f4"),
+        "c16" => (Domain::Complex, "f8"),
+        _ => (Domain::Real, code),
+    };
     let dtype = NumpyType::from_code(code)
         .ok_or_else(|| Error::UnsupportedType { origin: origin.to_owned(), dtype: descr.to_owned() })?;
+    if domain == Domain::Complex {
+        shape.push(2);
+    }
     // Empty axes do not excuse absurd ones: every partial product must be addressable.
     shape
         .iter()
         .try_fold(8usize, |bytes, &n| bytes.checked_mul(n.max(1)))
         .filter(|&bytes| isize::try_from(bytes).is_ok())
         .ok_or_else(|| bad(&format!("shape {shape:?} is too large for any memory")))?;
-    Ok(ArrayInfo { dtype, big_endian, fortran_order, shape, header_bytes: (prefix_bytes + length) as u64 })
+    let header_bytes = (prefix_bytes + length) as u64;
+    Ok(ArrayInfo { dtype, domain, big_endian, fortran_order, shape, header_bytes })
 }
 
 fn fill(reader: &mut (impl Read + ?Sized), bytes: &mut [u8], origin: &str) -> Result<()> {
@@ -324,7 +345,7 @@ mod tests {
 
     #[test]
     fn other_types_are_named() {
-        for dtype in ["<c16", "|O", "<U5", "<M8[ns]", "f3", ""] {
+        for dtype in ["<c32", "|O", "<U5", "<M8[ns]", "f3", ""] {
             let text = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': (3,)}}");
             let error = parse(&text).unwrap_err();
             assert!(matches!(&error, Error::UnsupportedType { dtype: found, .. } if found == dtype));

@@ -1,4 +1,5 @@
-//! `.npy` files: one array each, read as `f32` or `f64` whatever real type they hold.
+//! `.npy` files: one array each, read as `f32` or `f64` whatever type they hold. Complex arrays get a last axis
+//! of 2, real and imaginary part.
 //!
 //! Reading never trusts a header: memory grows with the data that is really there.
 //! For `.npz` archives see [`NpzFile`](crate::NpzFile) and [`write_npz`].
@@ -8,6 +9,7 @@ use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use half::f16;
+use halfmode_precision::Domain;
 use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn, ShapeBuilder};
 use ndarray_npy::{NpzWriter, WriteNpyError, WriteNpyExt, WriteNpzError};
 
@@ -28,7 +30,7 @@ const TRUSTED_ELEMENTS: usize = 1 << 16;
 /// doubles beyond the range of `f32` become infinite.
 ///
 /// # Shapes
-/// - returns the file's shape, row-major whatever the file's order
+/// - returns the file's shape, row-major whatever the file's order; complex elements become a last axis of 2
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::NpyHeader`], [`Error::UnsupportedType`], [`Error::Truncated`].
@@ -205,11 +207,19 @@ pub(crate) fn read_data<T: Real>(
         })?;
         convert(info.dtype, chunk, &mut values);
     }
-    let shape = IxDyn(&info.shape).set_f(info.fortran_order);
-    let array = ArrayD::from_shape_vec(shape, values).map_err(|error| Error::NpyHeader {
+    // The parts of a complex element are neighbours in either order.
+    let parts_first = info.fortran_order && info.domain == Domain::Complex;
+    let mut shape = info.shape.clone();
+    shape.rotate_right(usize::from(parts_first));
+    let shape = IxDyn(&shape).set_f(info.fortran_order);
+    let mut array = ArrayD::from_shape_vec(shape, values).map_err(|error| Error::NpyHeader {
         origin: origin.to_owned(),
         reason: format!("shape {:?}: {error}", info.shape),
     })?;
+    if parts_first {
+        let rank = array.ndim();
+        array = array.permuted_axes((1..rank).chain([0]).collect::<Vec<_>>());
+    }
     Ok(if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() })
 }
 

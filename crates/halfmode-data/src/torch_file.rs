@@ -5,6 +5,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use halfmode_precision::Domain;
 use ndarray::{ArrayD, IxDyn};
 use zip::ZipArchive;
 
@@ -102,7 +103,8 @@ impl TorchFile {
             origin: self.origin(key),
             dtype: tensor.storage.kind.to_string(),
         })?;
-        Ok(ArrayInfo { shape: tensor.shape.clone(), dtype, big_endian: false, fortran_order: false, header_bytes: 0 })
+        let (shape, domain) = (tensor.shape.clone(), Domain::Real);
+        Ok(ArrayInfo { shape, dtype, domain, big_endian: false, fortran_order: false, header_bytes: 0 })
     }
 
     /// Reads one tensor, row-major, as `f32` or `f64`. Conversions are those of

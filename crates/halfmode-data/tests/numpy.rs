@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use halfmode_data::numpy::{NpzArray, npy_info, read_npy, write_npy, write_npz};
 use halfmode_data::{ChannelLayout, Error, FieldPairs, NpzFile, NumpyType, read_pairs, write_pairs};
+use halfmode_precision::Domain;
 use ndarray::{ArrayD, Axis, IxDyn, ShapeBuilder};
 use proptest::prelude::*;
 
@@ -161,18 +162,18 @@ fn pairs_are_read_in_every_layout() {
     let (x, y) = (ramp(&[3, 2, 4, 5]), ramp(&[3, 1, 4, 5]));
     let want = FieldPairs::new(x.clone(), y.clone()).unwrap();
     write_pairs(&path, &want).unwrap();
-    assert_eq!(read_pairs(&path, "x", "y", ChannelLayout::ChannelsFirst).unwrap(), want);
+    assert_eq!(read_pairs(&path, "x", "y", ChannelLayout::ChannelsFirst, Domain::Real).unwrap(), want);
 
     let last = |a: &ArrayD<f32>| a.clone().permuted_axes(vec![0, 2, 3, 1]);
     let (x_last, y_last) = (last(&x), last(&y));
     write_npz(&path, &[("in", NpzArray::F32(x_last.view())), ("out", NpzArray::F32(y_last.view()))]).unwrap();
-    assert_eq!(read_pairs(&path, "in", "out", ChannelLayout::ChannelsLast).unwrap(), want);
+    assert_eq!(read_pairs(&path, "in", "out", ChannelLayout::ChannelsLast, Domain::Real).unwrap(), want);
 
     let y_bare = y.index_axis(Axis(1), 0);
     write_npz(&path, &[("a", NpzArray::F32(y_bare.view())), ("b", NpzArray::F32(y_bare.view()))]).unwrap();
-    let got = read_pairs(&path, "a", "b", ChannelLayout::NoChannels).unwrap();
+    let got = read_pairs(&path, "a", "b", ChannelLayout::NoChannels, Domain::Real).unwrap();
     assert_eq!(got.x(), &y);
-    let error = read_pairs(&path, "a", "c", ChannelLayout::NoChannels).unwrap_err();
+    let error = read_pairs(&path, "a", "c", ChannelLayout::NoChannels, Domain::Real).unwrap_err();
     assert!(matches!(&error, Error::MissingKey { key, found, .. } if key == "c" && found == &["a", "b"]));
     assert!(error.to_string().contains("it has: `a`, `b`"), "{error}");
 }
@@ -186,9 +187,9 @@ fn damage_is_typed() {
     // A terabyte is refused at once, by the length of the file.
     let path = folder.write("b.npy", &npy("<f4", false, "(250000000000,)", &[0; 16]));
     assert!(matches!(read_npy::<f32>(&path), Err(Error::Truncated { .. })));
-    let path = folder.write("c.npy", &npy("<c8", false, "(2,)", &[0; 16]));
+    let path = folder.write("c.npy", &npy("<c32", false, "(2,)", &[0; 16]));
     let error = read_npy::<f32>(&path).unwrap_err();
-    assert!(error.to_string().contains("`<c8`"), "{error}");
+    assert!(error.to_string().contains("`<c32`"), "{error}");
     assert!(matches!(read_npy::<f32>(Path::new("/nowhere/a.npy")), Err(Error::Io { .. })));
     assert!(matches!(NpzFile::open(&path), Err(Error::Archive { .. })));
     // A folder that does not exist cannot be written to.
@@ -301,4 +302,37 @@ fn arrays_with_inserted_and_empty_axes_are_written() {
             assert_eq!(NpzFile::open(&archive).unwrap().read::<f32>("a").unwrap(), array);
         }
     }
+}
+
+/// What numpy wrote: single and double, either order, either end first.
+#[test]
+fn complex_arrays_get_an_axis_of_parts() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/complex_training/arrays.npz");
+    let mut file = NpzFile::open(&path).unwrap();
+    for (name, kind) in [("c8", "cf32"), ("c16", "cf64"), ("big_endian", "cf32"), ("fortran", "cf32")] {
+        let info = file.info(name).unwrap();
+        assert_eq!((info.type_name().as_str(), info.domain), (kind, Domain::Complex));
+        assert_eq!(info.shape, [2, 3, 4, 2]);
+        assert_eq!(file.read::<f64>(name).unwrap(), file.read::<f64>(&format!("{name}_parts")).unwrap(), "{name}");
+    }
+    assert!(file.info("fortran").unwrap().fortran_order && file.info("big_endian").unwrap().big_endian);
+}
+
+#[test]
+fn complex_pairs_are_read_in_every_layout_and_only_as_what_they_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/complex_training/arrays.npz");
+    let read = |x: &str, y: &str, layout, domain| read_pairs(&path, x, y, layout, domain);
+    let pairs = read("c8", "c8_parts", ChannelLayout::ChannelsFirst, Domain::Complex).unwrap();
+    assert_eq!((pairs.c_in(), pairs.grid(), pairs.domain()), (3, &[4][..], Domain::Complex));
+    assert_eq!(pairs.x(), pairs.y());
+    assert_eq!(pairs.select(&[1]).unwrap().domain(), Domain::Complex);
+    let last = read("c8", "c8", ChannelLayout::ChannelsLast, Domain::Complex).unwrap();
+    assert_eq!((last.c_in(), last.grid()), (4, &[3][..]));
+    assert_eq!(last.x()[[1, 3, 2, 1]], pairs.x()[[1, 2, 3, 1]]);
+    let none = read("c8", "c8", ChannelLayout::NoChannels, Domain::Complex).unwrap();
+    assert_eq!((none.c_in(), none.grid()), (1, &[3, 4][..]));
+    let refused = read("c8", "c8", ChannelLayout::ChannelsFirst, Domain::Real);
+    assert!(matches!(refused, Err(Error::Domain { domain: Domain::Real, .. })));
+    let real = ArrayD::zeros(IxDyn(&[2, 1, 4]));
+    assert!(matches!(FieldPairs::of(Domain::Complex, real.clone(), real), Err(Error::Domain { .. })));
 }

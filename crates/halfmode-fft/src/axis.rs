@@ -31,6 +31,9 @@ enum Table {
     },
     Lines32(Line<f32>),
     Lines64(Line<f64>),
+    /// Whole matrices, for a GPU.
+    #[cfg(feature = "cuda")]
+    Dense(crate::cuda::Dense),
 }
 
 /// One planned axis.
@@ -84,6 +87,11 @@ impl Axis {
         };
         if k > limit {
             return Err(Error::Modes { axis, n, k, limit });
+        }
+        #[cfg(feature = "cuda")]
+        if device.target() == halfmode_tensor::Target::Cuda {
+            let table = Table::Dense(crate::cuda::Dense::new(algorithm)?);
+            return Ok(Axis { kind, n, k, algorithm: Algorithm::Matrix, table });
         }
         let algorithm = algorithm.unwrap_or_else(|| choose(kind, n, k));
         let table = match (algorithm, accumulate) {
@@ -163,7 +171,15 @@ impl Axis {
             }
             Table::Lines32(line) => cols * rows + line.scratch_len(),
             Table::Lines64(line) => cols * rows + line.scratch_len(),
+            #[cfg(feature = "cuda")]
+            Table::Dense(_) => 0,
         }
+    }
+
+    /// The matrices of an axis that was planned for a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dense(&self) -> Option<&crate::cuda::Dense> {
+        if let Table::Dense(dense) = &self.table { Some(dense) } else { None }
     }
 
     /// The highest frequency that is kept.

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod axis;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod half_fft;
 mod line;

@@ -30,7 +30,7 @@ impl FftKernels for Device {
         match self.target() {
             Target::Cpu { .. } => stage.run(self, direction, input, output),
             #[cfg(feature = "cuda")]
-            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            Target::Cuda => crate::cuda::run(self, stage, direction, input, output),
         }
     }
 }

@@ -1,5 +1,8 @@
 //! One block of a Fourier neural operator as a single op.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::{Error, composed, fused_block};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_fft::Transform;
@@ -136,7 +139,7 @@ impl FnoBlockKernels for Device {
         match self.target() {
             halfmode_tensor::Target::Cpu { .. } => fused_block::forward(block, cx, inputs),
             #[cfg(feature = "cuda")]
-            halfmode_tensor::Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            halfmode_tensor::Target::Cuda => cuda::forward(block, cx, inputs),
         }
     }
 
@@ -151,7 +154,7 @@ impl FnoBlockKernels for Device {
         match self.target() {
             halfmode_tensor::Target::Cpu { .. } => fused_block::backward(block, cx, inputs, x_hat, grad),
             #[cfg(feature = "cuda")]
-            halfmode_tensor::Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            halfmode_tensor::Target::Cuda => cuda::backward(block, cx, inputs, x_hat, grad),
         }
     }
 }

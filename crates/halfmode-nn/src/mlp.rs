@@ -1,6 +1,8 @@
 //! A pointwise two-layer perceptron whose hidden layer is recomputed: lifting and projection.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
@@ -76,7 +78,7 @@ impl MlpKernels for Device {
         match self.target() {
             Target::Cpu { .. } => cpu::forward(self, plan, inputs, y),
             #[cfg(feature = "cuda")]
-            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            Target::Cuda => cuda::forward(self, plan, inputs, y),
         }
     }
 
@@ -90,7 +92,7 @@ impl MlpKernels for Device {
         match self.target() {
             Target::Cpu { .. } => cpu::backward(self, plan, inputs, grad, gx),
             #[cfg(feature = "cuda")]
-            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            Target::Cuda => cuda::backward(self, plan, inputs, grad, gx),
         }
     }
 }

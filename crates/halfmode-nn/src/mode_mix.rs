@@ -4,6 +4,8 @@
 //! c_out]`. A test across crates binds it to the complex einsum of `halfmode-contract` as well.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::{Error, Result};
 use halfmode_precision::{DType, Precision};
@@ -34,7 +36,7 @@ impl MixKernels for Device {
         match self.target() {
             Target::Cpu { .. } => cpu::forward(self, dims, operands, y_hat),
             #[cfg(feature = "cuda")]
-            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            Target::Cuda => cuda::forward(self, dims, operands, y_hat),
         }
     }
 
@@ -48,7 +50,7 @@ impl MixKernels for Device {
         match self.target() {
             Target::Cpu { .. } => cpu::backward(self, dims, operands, weight_factor, grads),
             #[cfg(feature = "cuda")]
-            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            Target::Cuda => cuda::backward(self, dims, operands, weight_factor, grads),
         }
     }
 }

@@ -9,8 +9,9 @@ use halfmode_fft::{Algorithm, reference};
 use halfmode_nn::{ChannelBias, Init, ParamSpec, SpectralConv};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Golden, Rng, adjoint, assert_close, devices, gradcheck};
+use halfmode_testkit::{Golden, Rng, adjoint, assert_close, devices, gpu, gradcheck};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -163,7 +164,9 @@ impl Case {
                 assert_close!(name, got[idx][..], want[idx][..], 1e-11);
                 continue;
             }
-            let bound = allowed(precision, self.n_terms(), self.roundings(), norm(&want[idx]), sensitivities[idx]);
+            // A GPU's matrices are stored as the field is.
+            let roundings = self.roundings() + if device.is_cpu() { 0 } else { 2 * self.grid.len() };
+            let bound = allowed(precision, self.n_terms(), roundings, norm(&want[idx]), sensitivities[idx]);
             let error = distance(&got[idx], &want[idx]);
             assert!(error <= bound, "{name} in {precision}: off by {error:.3e}, allowed {bound:.3e}; {self:?}");
         }
@@ -214,6 +217,22 @@ proptest! {
         let inputs = tensors(&device, &case.inputs(Precision::F64), Precision::F64);
         let op = case.op(&device, Precision::F64);
         gradcheck(&device, &|| Box::new(op.clone()), &inputs, case.seed);
+    }
+}
+
+#[test]
+fn on_a_gpu_in_every_precision() {
+    let Some(device) = gpu() else { return };
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let random = (0..10).map(|_| case(9, true).new_tree(&mut runner).unwrap().current());
+    // More batch entries than a mode's sums in registers, more channels than a block's threads and a chunk.
+    let (grid, modes) = (vec![16, 9], vec![5, 4]);
+    let wide = Case { out: grid.clone(), grid, modes, algorithm: None, batch: 11, c_in: 37, c_out: 131, seed: 9 };
+    for case in random.chain([wide]) {
+        let case = Case { algorithm: None, ..case };
+        for precision in Precision::ALL {
+            case.check_definition(&device, precision);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use halfmode_cuda::{
     Arg, Compute, Context, DeviceInfo, Error as CudaError, Grid, Library, Matmul, MemoryInfo, Operand, Roots, Scalar,
-    Source, Span, Timer, load, n_devices,
+    Source, Span, Spent, Timer, load, n_devices,
 };
 
 /// An NVIDIA GPU and what is allocated on it.
@@ -101,7 +101,11 @@ impl CudaDevice {
         Ok(Storage::Cuda(buffer))
     }
 
-    pub(crate) fn convert(&self, from: &Tensor, to: &mut Tensor) -> Result<()> {
+    /// Writes the values of `from`, rounded, to `to`, which has as many.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::Shared`] if other tensors share the target.
+    pub fn convert(&self, from: &Tensor, to: &mut Tensor) -> Result<()> {
         let n = scalars(from);
         let defines = [define("S", from.precision()), define("T", to.precision())];
         self.launch(POINTWISE, &defines, "convert", self.grid(n.div_ceil(4)), &[from.input()?, to.output()?, count(n)])

@@ -102,6 +102,12 @@ impl Device {
         !matches!(self, Device::Meta(_))
     }
 
+    /// Whether the target is a CPU.
+    #[must_use]
+    pub fn is_cpu(&self) -> bool {
+        matches!(self.target(), Target::Cpu { .. })
+    }
+
     /// Worker threads of the target; 1 for a GPU, which has none.
     #[must_use]
     pub fn n_threads(&self) -> usize {

@@ -1,7 +1,7 @@
 //! `ndarray` in and out: the arrays that users hold at the edges of the library.
 
 use crate::{Device, Purpose, Real, Result, Shape, Tensor};
-use halfmode_precision::{DType, Precision};
+use halfmode_precision::{DType, Domain, Precision};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use num_complex::Complex;
 
@@ -16,11 +16,7 @@ impl Tensor {
         precision: Precision,
         purpose: Purpose,
     ) -> Result<Tensor> {
-        let shape = Shape::new(array.shape());
-        match array.as_slice() {
-            Some(values) => Self::from_slice(device, values, shape, precision, purpose),
-            None => Self::from_slice(device, &array.iter().copied().collect::<Vec<_>>(), shape, precision, purpose),
-        }
+        Self::from_scalars_ndarray(device, array, DType::real(precision), purpose)
     }
 
     /// Copies a complex array of any layout, rounding each part to `precision`.
@@ -35,6 +31,27 @@ impl Tensor {
     ) -> Result<Tensor> {
         let scalars: Vec<R> = array.iter().flat_map(|z| [z.re, z.im]).collect();
         Self::from_scalars(device, &scalars, Shape::new(array.shape()), DType::complex(precision), purpose)
+    }
+
+    /// Copies an array of any layout as [`Tensor::to_ndarray`] gives it: one for a complex type has a last axis of
+    /// 2, real and imaginary part.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] for a complex type without that axis, and those of [`Device::alloc`].
+    pub fn from_scalars_ndarray<R: Real>(
+        device: &Device,
+        array: ArrayViewD<'_, R>,
+        dtype: DType,
+        purpose: Purpose,
+    ) -> Result<Tensor> {
+        let shape = match (dtype.domain, array.shape()) {
+            (Domain::Complex, [extents @ .., 2]) => Shape::new(extents),
+            (_, extents) => Shape::new(extents),
+        };
+        match array.as_slice() {
+            Some(values) => Self::from_scalars(device, values, shape, dtype, purpose),
+            None => Self::from_scalars(device, &array.iter().copied().collect::<Vec<_>>(), shape, dtype, purpose),
+        }
     }
 
     /// The values as an array; a complex tensor gets a trailing axis of length 2 (re, im).

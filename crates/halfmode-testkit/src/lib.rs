@@ -12,7 +12,7 @@ mod gradcheck;
 mod random;
 
 pub use close::{max_error, rel_l2, tol};
-pub use devices::devices;
+pub use devices::{devices, gpu};
 pub use golden::Golden;
 pub use gradcheck::{adjoint, gradcheck, run_op};
 pub use random::Rng;

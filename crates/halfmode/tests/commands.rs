@@ -333,7 +333,7 @@ fn files_of_hdf5_are_data_too() {
     assert_eq!(object["left_out"].as_array().unwrap().len(), 6);
     let (before, after) = (folder.json("data inspect small.h5"), folder.json("data inspect all.npz"));
     assert_eq!((&before["kind"], &before["unreadable"][1]["name"]), (&json!("hdf5"), &json!("bytes")));
-    assert_eq!(before["arrays"][4]["dtype"], "complex f32");
+    assert_eq!(before["arrays"][4]["dtype"], "cf32");
     for (before, after) in before["arrays"].as_array().unwrap().iter().zip(after["arrays"].as_array().unwrap()) {
         assert_eq!((&before["name"], &before["shape"]), (&after["name"], &after["shape"]));
         let [before, after] = [before, after].map(|row| row["absmax"].as_f64().map(|value| value as f32));

@@ -165,7 +165,7 @@ fn the_peers_keys_in_a_job() {
     for (set, words) in [
         ("model.factorization=tucker", ["model.factorization", "not supported yet"]),
         ("model.norm_groups=2", ["model.norm_groups", "not supported yet"]),
-        ("model.complex_data=true", ["model.complex_data", "imported"]),
+        ("model.complex_data=true", ["model.complex_data", "these data are real"]),
         ("model.norm=ada_in", ["model.norm", "ada_in"]),
     ] {
         folder.run(&format!("plan keys.toml --set {set}")).exits(3).says(&words);

@@ -201,3 +201,42 @@ fn portable_kernels_train_the_same_model() {
     let done = Done::of("doctor", command.env("HALFMODE_PORTABLE", "1").output().unwrap()).ok();
     assert_eq!(done.object()["cpu"]["avx512_kernels"], Value::Bool(false));
 }
+
+/// Complex arrays of numpy through every command.
+#[test]
+fn complex_arrays_are_trained_on() {
+    let folder = Folder::new("complex");
+    let arrays =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/complex_training/arrays.npz");
+    std::fs::copy(arrays, folder.join("arrays.npz")).unwrap();
+    folder.write(
+        "job.toml",
+        "[data]\nkind = \"file\"\ntrain = \"arrays.npz\"\ntest = [\"arrays.npz\"]\ninput = \"c8\"\noutput = \"c16\"\n\n\
+         [model]\nkind = \"fno\"\nn_modes = [4]\nin_channels = 3\nout_channels = 3\nhidden_channels = 4\n\
+         n_layers = 2\ncomplex_data = true\n\n[train]\nepochs = 2\nbatch_size = 1\nloss = \"h1\"\n",
+    );
+    let arrays = folder.json("inspect arrays.npz")["arrays"].clone();
+    let of = |name: &str| arrays.as_array().unwrap().iter().find(|it| it["name"] == name).unwrap().clone();
+    assert_eq!((&of("c16")["dtype"], &of("c16")["shape"]), (&"cf64".into(), &serde_json::json!([2, 3, 4, 2])));
+    let plan = folder.json("plan job.toml");
+    folder.run("train job.toml --plots 1").ok();
+    let read = |name: &str| std::fs::read_to_string(folder.join("runs/job").join(name)).unwrap();
+    let summary: Value = serde_json::from_str(&read("summary.json")).unwrap();
+    assert_eq!(summary["peak_bytes"], summary["planned_peak_bytes"]);
+    assert_eq!(plan["n_parameters"], summary["n_parameters"]);
+    assert!(folder.join("runs/job/plots/4-sample-0.png").is_file());
+    assert!(read("report.html").contains("4: test sample 0, moduli of complex fields"));
+    let object = folder.json("eval runs/job --plots 1");
+    let (now, then) = (&object["eval"]["arrays"]["l2"], &summary["eval"]["4"]["l2"]);
+    assert!(now.as_f64().unwrap() <= then.as_f64().unwrap() * 1.01, "{now} {then}");
+    // Complex numbers, or their parts: the same predictions.
+    for key in ["c8", "c8_parts"] {
+        let line = format!("predict --model runs/job --input arrays.npz --key {key} --output {key}.npy");
+        let shape = folder.json(&line)["output"]["shape"].clone();
+        assert_eq!(shape, serde_json::json!([2, 3, 4, 2]));
+    }
+    assert_eq!(std::fs::read(folder.join("c8.npy")).unwrap(), std::fs::read(folder.join("c8_parts.npy")).unwrap());
+    let model = folder.json("inspect runs/job/checkpoints/best")["model"].clone();
+    assert_eq!(model["config"]["complex_data"], Value::Bool(true));
+    folder.run("bench step job.toml --iterations 1 --warmup 0").ok();
+}

@@ -4,7 +4,7 @@ use crate::job::{BurgersData, DarcyData, JobError, NavierStokesData};
 use crate::{AdamWConfig, AdamWKind, Schedule};
 use halfmode_data::{DarcyPt, Split};
 use halfmode_operators::FnoConfig;
-use halfmode_precision::{Compute, PrecisionConfig, PrecisionPolicy};
+use halfmode_precision::{Compute, Domain, PrecisionConfig, PrecisionPolicy};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -164,6 +164,12 @@ impl ModelConfig {
         let ModelConfig::Fno(config) = self;
         config
     }
+
+    /// Whether it takes and gives real or complex fields.
+    #[must_use]
+    pub fn domain(&self) -> Domain {
+        if self.fno().complex_data { Domain::Complex } else { Domain::Real }
+    }
 }
 
 /// Training and test loss.
@@ -279,8 +285,9 @@ impl JobConfig {
     pub fn validate(&self) -> Result<PrecisionPolicy, JobError> {
         let bad = |key: &str, why: &str| Err(JobError::Config { key: key.to_owned(), why: why.to_owned() });
         self.model.fno().validate()?;
-        if self.model.fno().complex_data {
-            return bad("model.complex_data", "complex fields cannot be trained on yet, only imported and predicted");
+        if self.model.domain() == Domain::Complex && !matches!(self.data, DataConfig::File(_)) {
+            let why = "these data are real: set it to false, or train on complex fields with data.kind = \"file\"";
+            return bad("model.complex_data", why);
         }
         let policy = self.precision.resolve()?;
         if policy.compute == Compute::Tf32 {

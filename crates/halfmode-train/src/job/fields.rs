@@ -1,8 +1,8 @@
 //! Samples: loaded on the host, normalised, and put on the device once.
 
-use crate::job::{DataConfig, DataSource, FileLayout, JobError, Normalisers};
+use crate::job::{DataSource, JobConfig, JobError, Normalisers};
 use halfmode_data::{CacheOutcome, DarcyPt, FieldPairs, NpzFile, Problem, read_pairs};
-use halfmode_precision::{DType, Precision};
+use halfmode_precision::{DType, Domain, Precision};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use ndarray::ArrayD;
 use std::num::NonZeroUsize;
@@ -21,6 +21,23 @@ pub struct FieldShape {
     pub c_out: usize,
     /// Points per axis.
     pub grid: Vec<usize>,
+    /// Whether the fields are real or complex.
+    pub domain: Domain,
+}
+
+impl FieldShape {
+    /// The shape of the array that holds `n` of these fields with so many channels: of complex ones, with a
+    /// last axis of 2.
+    #[must_use]
+    pub fn array(&self, n: usize, channels: usize) -> Vec<usize> {
+        let parts: &[usize] = if self.domain == Domain::Complex { &[2] } else { &[] };
+        [&[n, channels][..], &self.grid, parts].concat()
+    }
+
+    /// What a tensor of these fields holds.
+    pub(crate) fn dtype(&self, precision: Precision) -> DType {
+        DType { domain: self.domain, precision }
+    }
 }
 
 /// Shapes of all samples of a job: what planning needs.
@@ -72,6 +89,7 @@ impl JobData {
             c_in: pairs.c_in(),
             c_out: pairs.c_out(),
             grid: pairs.grid().to_vec(),
+            domain: pairs.domain(),
         };
         DataShapes {
             train: shape(label(self.train.grid()), &self.train),
@@ -83,13 +101,14 @@ impl JobData {
 /// The shapes of a job's samples without loading them.
 ///
 /// # Errors
-/// Those of reading the headers of files.
-pub fn data_shapes(config: &DataConfig) -> Result<DataShapes, JobError> {
-    match config.source() {
+/// Those of reading the headers of files; [`halfmode_data::Error::Domain`] for arrays of numbers that the model does not take.
+pub fn data_shapes(config: &JobConfig) -> Result<DataShapes, JobError> {
+    let domain = config.model.domain();
+    match config.data.source() {
         DataSource::Generated(generated) => {
             let shape = |problem: Problem| {
                 let (n, grid) = (problem.n(), problem.grid());
-                FieldShape { label: label(&grid), n, c_in: 1, c_out: 1, grid }
+                FieldShape { label: label(&grid), n, c_in: 1, c_out: 1, grid, domain: Domain::Real }
             };
             let tests = generated.test_resolutions.iter().map(|&n| shape(generated.test(n))).collect();
             Ok(DataShapes { train: shape(generated.train()), tests })
@@ -97,7 +116,8 @@ pub fn data_shapes(config: &DataConfig) -> Result<DataShapes, JobError> {
         DataSource::DarcyPt(darcy) => {
             let shape = |file: DarcyPt, n: usize, resolution: usize| -> Result<FieldShape, JobError> {
                 let n = file.n_samples()?.min(n);
-                Ok(FieldShape { label: resolution.to_string(), n, c_in: 1, c_out: 1, grid: vec![resolution; 2] })
+                let (label, grid) = (resolution.to_string(), vec![resolution; 2]);
+                Ok(FieldShape { label, n, c_in: 1, c_out: 1, grid, domain: Domain::Real })
             };
             let train = shape(darcy.train_file(), darcy.n_train, darcy.resolution)?;
             let tests = darcy.test_resolutions.iter().map(|&n| shape(darcy.test_file(n), darcy.n_test, n));
@@ -106,31 +126,9 @@ pub fn data_shapes(config: &DataConfig) -> Result<DataShapes, JobError> {
         DataSource::File(file) => {
             let shape = |path: &Path| -> Result<FieldShape, JobError> {
                 let mut npz = NpzFile::open(path)?;
-                let (x, y) = (npz.info(&file.input)?.shape, npz.info(&file.output)?.shape);
-                let (expected, layout) = match file.layout {
-                    FileLayout::ChannelsFirst => (3, "samples, channels, grid"),
-                    FileLayout::ChannelsLast => (3, "samples, grid, channels"),
-                    FileLayout::NoChannels => (2, "samples, grid"),
-                };
-                for (array, shape) in [(&file.input, &x), (&file.output, &y)] {
-                    if shape.len() < expected {
-                        let (array, shape) = (array.clone(), shape.clone());
-                        return Err(halfmode_data::Error::Rank { array, expected, layout, shape }.into());
-                    }
-                }
-                let channels = |shape: &[usize]| match (file.layout.in_file(), shape) {
-                    (halfmode_data::ChannelLayout::ChannelsFirst, [_, c, ..])
-                    | (halfmode_data::ChannelLayout::ChannelsLast, [_, .., c]) => *c,
-                    _ => 1,
-                };
-                let grid = match (file.layout.in_file(), &x[..]) {
-                    (halfmode_data::ChannelLayout::ChannelsFirst, [_, _, grid @ ..])
-                    | (halfmode_data::ChannelLayout::ChannelsLast, [_, grid @ .., _])
-                    | (halfmode_data::ChannelLayout::NoChannels, [_, grid @ ..]) => grid.to_vec(),
-                    _ => Vec::new(),
-                };
-                let n = x.first().copied().unwrap_or(0);
-                Ok(FieldShape { label: label(&grid), n, c_in: channels(&x), c_out: channels(&y), grid })
+                let mut extents = |key: &str| file.layout.in_file().extents(key, &npz.info(key)?, domain);
+                let ((n, c_in, grid), (_, c_out, _)) = (extents(&file.input)?, extents(&file.output)?);
+                Ok(FieldShape { label: label(&grid), n, c_in, c_out, grid, domain })
             };
             let train = shape(&file.train)?;
             let mut tests = file.test.iter().map(|path| shape(path)).collect::<Result<Vec<_>, _>>()?;
@@ -147,12 +145,12 @@ pub fn data_shapes(config: &DataConfig) -> Result<DataShapes, JobError> {
 /// # Errors
 /// Those of generators and readers.
 pub fn load_data(
-    config: &DataConfig,
+    config: &JobConfig,
     cache: &Path,
     threads: usize,
     progress: &(dyn Fn(&str, usize, usize) + Sync),
 ) -> Result<JobData, JobError> {
-    match config.source() {
+    match config.data.source() {
         DataSource::Generated(generated) => {
             let mut notes = Vec::new();
             let mut make = |set: &str, problem: Problem| -> Result<FieldPairs, JobError> {
@@ -177,7 +175,8 @@ pub fn load_data(
             Ok(JobData { train, tests, notes: Vec::new() })
         }
         DataSource::File(file) => {
-            let read = |path: &Path| read_pairs(path, &file.input, &file.output, file.layout.in_file());
+            let read =
+                |path: &Path| read_pairs(path, &file.input, &file.output, file.layout.in_file(), config.model.domain());
             let train = read(&file.train)?;
             let tests = file.test.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
             let labels = unique_labels(&tests.iter().map(|pairs| pairs.grid().to_vec()).collect::<Vec<_>>());
@@ -204,11 +203,11 @@ impl FieldSet {
         encode_outputs: bool,
     ) -> Result<Self, JobError> {
         let extents = |channels| [&[shape.n, channels][..], &shape.grid].concat();
+        let dtype = shape.dtype(Precision::F32);
         let put = |array: Option<ArrayD<f32>>, channels| -> Result<Tensor, JobError> {
-            let precision = Precision::F32;
             Ok(match array {
-                Some(array) => Tensor::from_ndarray(device, array.view(), precision, Purpose::Data)?,
-                None => device.alloc(extents(channels), DType::real(precision), Purpose::Data)?,
+                Some(array) => Tensor::from_scalars_ndarray(device, array.view(), dtype, Purpose::Data)?,
+                None => device.alloc(extents(channels), dtype, Purpose::Data)?,
             })
         };
         let (x, y) = match pairs {

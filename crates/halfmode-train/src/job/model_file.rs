@@ -7,7 +7,7 @@ use halfmode_data::{FieldPairs, UnitGaussian};
 use halfmode_nn::Module;
 use halfmode_nn::{ParamSpec, Params};
 use halfmode_operators::Fno;
-use halfmode_precision::{DType, Precision, PrecisionConfig, PrecisionPolicy};
+use halfmode_precision::{DType, Domain, Precision, PrecisionConfig, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Target, Tensor};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use serde::{Deserialize, Serialize};
@@ -28,41 +28,39 @@ pub struct Normalisers {
 }
 
 impl Normalisers {
-    /// Per-channel mean and standard deviation of these samples.
+    /// Per-channel mean and standard deviation of these samples: of complex ones, a complex mean and one real
+    /// deviation.
     ///
     /// # Errors
     /// Those of fitting.
     pub fn fit(pairs: &FieldPairs) -> Result<Self, JobError> {
-        Ok(Normalisers {
-            input: UnitGaussian::fit_per_channel(&pairs.x().view())?,
-            output: UnitGaussian::fit_per_channel(&pairs.y().view())?,
-        })
+        let fit = |fields: &ArrayD<f32>| match pairs.domain() {
+            Domain::Real => UnitGaussian::fit_per_channel(&fields.view()),
+            Domain::Complex => UnitGaussian::fit_complex_per_channel(&fields.view()),
+        };
+        Ok(Normalisers { input: fit(pairs.x())?, output: fit(pairs.y())? })
     }
 
     /// Mean 0 and standard deviation 1, for planning.
     ///
     /// # Errors
     /// Never for positive channel counts.
-    pub fn identity(c_in: usize, c_out: usize, n_axes: usize) -> Result<Self, JobError> {
+    pub fn identity(model: &ModelConfig) -> Result<Self, JobError> {
         let one = |channels: usize| -> Result<UnitGaussian, JobError> {
-            let mut extents = vec![1; n_axes + 2];
-            extents[1] = channels;
-            let shape = IxDyn(&extents);
-            let dims: Vec<usize> = (0..n_axes + 2).filter(|&dim| dim != 1).collect();
+            let shape = IxDyn(&statistics(model, channels));
+            let dims: Vec<usize> = (0..model.fno().n_modes.len() + 2).filter(|&dim| dim != 1).collect();
             let (mean, std) = (ArrayD::zeros(shape.clone()), ArrayD::ones(shape));
             Ok(UnitGaussian::from_parts(mean, std, UnitGaussian::EPS, dims)?)
         };
-        Ok(Normalisers { input: one(c_in)?, output: one(c_out)? })
+        let fno = model.fno();
+        Ok(Normalisers { input: one(fno.in_channels)?, output: one(fno.out_channels)? })
     }
-}
 
-impl Normalisers {
     /// Refuses statistics that are not one per channel of this model.
     pub(crate) fn check(&self, model: &ModelConfig) -> Result<(), JobError> {
         let fno = model.fno();
         for (normaliser, channels) in [(&self.input, fno.in_channels), (&self.output, fno.out_channels)] {
-            let mut extents = vec![1; fno.n_modes.len() + 2];
-            extents[1] = channels;
+            let extents = self::statistics(model, channels);
             let statistics = normaliser.mean().shape().to_vec();
             if statistics != extents {
                 return Err(halfmode_data::Error::NormaliserShape { statistics, found: extents }.into());
@@ -70,6 +68,16 @@ impl Normalisers {
         }
         Ok(())
     }
+}
+
+/// The shape of a normaliser's statistics: one per channel, and of complex fields one per part.
+fn statistics(model: &ModelConfig, channels: usize) -> Vec<usize> {
+    let mut extents = vec![1; model.fno().n_modes.len() + 2];
+    extents[1] = channels;
+    if model.domain() == Domain::Complex {
+        extents.push(2);
+    }
+    extents
 }
 
 /// The JSON object under `halfmode` in a model file's metadata.
@@ -221,13 +229,8 @@ impl Model {
                 normalisers.input.encode(&mut input.view_mut())?;
             }
             let precision = Precision::F32.min(self.policy.pointwise.storage);
-            let input = if complex {
-                let (shape, values) = (input.shape().to_vec(), input.into_raw_vec_and_offset().0);
-                let dtype = DType::complex(precision);
-                Tensor::from_scalars(&self.device, &values, &shape[..shape.len() - 1], dtype, Purpose::Data)?
-            } else {
-                Tensor::from_ndarray(&self.device, input.view(), precision, Purpose::Data)?
-            };
+            let dtype = DType { domain: self.config.domain(), precision };
+            let input = Tensor::from_scalars_ndarray(&self.device, input.view(), dtype, Purpose::Data)?;
             let mut tape = Tape::new(Cx::inference(&self.device, &self.policy));
             let weights = self.params.leaves(&mut tape);
             let input = tape.constant(input);

@@ -4,7 +4,7 @@ use crate::job::{DataShapes, JobConfig, JobError, Trainer};
 use halfmode_autograd::{Cx, MemoryReport, Tape};
 use halfmode_nn::Module;
 use halfmode_operators::Fno;
-use halfmode_precision::{DType, Precision};
+use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Device, MemoryStats, Purpose, Target};
 use std::sync::Arc;
 
@@ -78,7 +78,7 @@ fn saved_by_forward(
     let mut tape = Tape::new(Cx::new(&device, &policy));
     let weights = params.leaves(&mut tape);
     let extents = [&[batch, shapes.train.c_in][..], &shapes.train.grid].concat();
-    let x = tape.constant(device.alloc(extents, DType::real(Precision::F32), Purpose::Data)?);
+    let x = tape.constant(device.alloc(extents, shapes.train.dtype(Precision::F32), Purpose::Data)?);
     fno.forward(&mut tape, &weights, &[&x])?;
     Ok(tape.memory_report())
 }
@@ -89,22 +89,25 @@ fn step_flops(config: &JobConfig, shapes: &DataShapes, batch: usize) -> f64 {
     let (b, c) = (batch as f64, model.hidden_channels as f64);
     let points: f64 = shapes.train.grid.iter().product::<usize>() as f64;
     let modes = model.stored_modes();
-    // One transform, either direction: the last axis real, the others complex.
+    // One transform, either direction: the last axis real for real fields, all others complex.
+    let complex = config.model.domain() == Domain::Complex;
     let mut transform = 0.0;
     let mut rest = points;
     for (axis, (&n, &k)) in shapes.train.grid.iter().zip(&modes).enumerate().rev() {
-        let per_line = if axis + 1 == modes.len() { 4.0 } else { 8.0 } * n as f64 * k as f64;
+        let per_line = if axis + 1 == modes.len() && !complex { 4.0 } else { 8.0 } * n as f64 * k as f64;
         rest /= n as f64;
         let later: f64 = modes[axis + 1..].iter().product::<usize>() as f64;
         transform += b * c * rest * later * per_line;
     }
     let mix = 8.0 * b * c * c * modes.iter().product::<usize>() as f64;
     let hidden = (c * model.channel_mlp_expansion).round();
-    let dense = 2.0 * b * points * (c * c + 2.0 * c * hidden);
+    // A layer of complex fields is two real ones, each of both parts.
+    let layers = if complex { 4.0 } else { 1.0 };
+    let dense = layers * 2.0 * b * points * (c * c + 2.0 * c * hidden);
     // Forward; then again for the recomputed inverse and dense layers; then twice for backward.
     let block =
         (2.0 * transform + mix + dense) + (transform + mix + dense) + (2.0 * transform + 2.0 * mix + 2.0 * dense);
-    let mlp = |c_in: f64, width: f64, c_out: f64| 2.0 * b * points * width * (c_in + c_out) * 4.0;
+    let mlp = |c_in: f64, width: f64, c_out: f64| layers * 2.0 * b * points * width * (c_in + c_out) * 4.0;
     let lifting = mlp(model.in_channels as f64 + modes.len() as f64, c * model.lifting_channel_ratio, c);
     let projection = mlp(c, c * model.projection_channel_ratio, model.out_channels as f64);
     model.n_layers as f64 * block + lifting + projection

@@ -4,7 +4,7 @@ use crate::job::observer::nan_from_null;
 use crate::job::{JobError, Trainer};
 use halfmode_autograd::{Cx, Role, Tape};
 use halfmode_nn::Module;
-use halfmode_precision::{Format, Precision, PrecisionPolicy};
+use halfmode_precision::{Domain, Format, Precision, PrecisionPolicy};
 use halfmode_tensor::{Purpose, Tensor};
 use ndarray::{ArrayD, Slice};
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,8 @@ pub struct PrecisionReport {
     /// Mean relative L2 distance of test predictions from their replay in f32; `None` where nothing is
     /// rounded.
     pub rounding: Option<f64>,
-    /// The same for coarsened data; `None` where the grid cannot be halved.
+    /// The same for coarsened data; `None` where the grid cannot be halved, as for complex fields: which frequencies
+    /// their models keep depends on the grid.
     pub discretisation: Option<Discretisation>,
 }
 
@@ -132,7 +133,7 @@ impl Trainer {
                 rounding = Some(mean_distance(&self.prediction(&own, &x)?, &fine));
             }
             let grid = test.shape.grid.clone();
-            if grid.iter().all(|&n| n >= 4 && n % 2 == 0) {
+            if test.shape.domain == Domain::Real && grid.iter().all(|&n| n >= 4 && n % 2 == 0) {
                 let every_other = |field: &ArrayD<f32>| {
                     field
                         .slice_each_axis(|axis| Slice::new(0, None, if axis.axis.index() < 2 { 1 } else { 2 }))

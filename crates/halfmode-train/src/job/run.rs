@@ -7,9 +7,10 @@ use crate::job::{
     EpochRecord, Evaluation, JobConfig, JobData, JobError, JobPlan, Observer, Progress, ScaleRecord, TrainState,
     Trainer, plan, write_report,
 };
-use crate::pictures::{Field, prediction_png};
+use crate::pictures::{Field, moduli_png, prediction_png};
 use crate::{MetricsLog, atomic_write, write_named};
 use halfmode_data::shuffled;
+use halfmode_precision::Domain;
 use halfmode_tensor::{Device, Purpose};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -397,15 +398,15 @@ impl Run {
         let trainer = &self.trainer;
         for (idx, label) in trainer.test_labels().enumerate() {
             let test = trainer.test(idx);
-            let grid = &test.shape.grid;
-            let n_points: usize = grid.iter().product();
+            let (grid, domain) = (&test.shape.grid, test.shape.domain);
+            let len = grid.iter().product::<usize>() * domain.scalars();
             for sample in 0..self.options.n_plots.min(test.shape.n) {
                 let prediction = trainer.predict(test, &[sample])?;
                 let mut input = test.x().gather(&[sample], Purpose::Data)?.to_ndarray::<f32>()?;
                 trainer.normalisers().input.decode(&mut input.view_mut())?;
                 let input = input.into_raw_vec_and_offset().0;
                 let truth = test.y().gather(&[sample], Purpose::Data)?.to_vec::<f32>()?;
-                let png = render_panels(&input[..n_points], &truth[..n_points], &prediction[..n_points], grid)?;
+                let png = render_panels([&input[..len], &truth[..len], &prediction[..len]], grid, domain)?;
                 atomic_write(self.options.out.join(format!("plots/{label}-sample-{sample}.png")), &png)?;
             }
         }
@@ -413,16 +414,33 @@ impl Run {
     }
 }
 
-/// The four panels of one sample: input, truth, prediction, error.
+/// The four panels of one sample: input, truth, prediction, error. Of complex fields, whose values are pairs,
+/// their moduli: the error's is that of the complex difference.
 ///
 /// # Errors
 /// [`JobError::Config`] if the fields cannot be drawn.
-pub fn render_panels(input: &[f32], truth: &[f32], prediction: &[f32], grid: &[usize]) -> Result<Vec<u8>, JobError> {
+pub fn render_panels(fields: [&[f32]; 3], grid: &[usize], domain: Domain) -> Result<Vec<u8>, JobError> {
+    let [input, truth, prediction] = fields;
     let draw = || -> Result<Vec<u8>, crate::pictures::Error> {
-        let field = |data| Field::central(data, grid);
-        prediction_png(field(input)?, field(truth)?, field(prediction)?)
+        match domain {
+            Domain::Real => {
+                let field = |data| Field::central(data, grid);
+                prediction_png(field(input)?, field(truth)?, field(prediction)?)
+            }
+            Domain::Complex => {
+                let difference: Vec<f32> = prediction.iter().zip(truth).map(|(p, t)| p - t).collect();
+                let [input, truth, prediction, error] = [input, truth, prediction, &difference].map(moduli);
+                let field = |data| Field::central(data, grid);
+                moduli_png([field(&input)?, field(&truth)?, field(&prediction)?, field(&error)?])
+            }
+        }
     };
     draw().map_err(|err| JobError::Config { key: "plots".to_owned(), why: err.to_string() })
+}
+
+/// `|z|` of interleaved pairs.
+fn moduli(pairs: &[f32]) -> Vec<f32> {
+    pairs.chunks_exact(2).map(|z| z[0].hypot(z[1])).collect()
 }
 
 /// Time of a session on top of earlier ones.

@@ -6,6 +6,7 @@ use crate::pictures::{
     report_html,
 };
 use crate::{atomic_write, read_metrics};
+use halfmode_precision::Domain;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -72,7 +73,7 @@ fn gather(out: &Path) -> Result<Report, JobError> {
         time: Vec::new(),
         seconds: Some(summary.seconds),
         curves: charts(&records),
-        panels: panels(out),
+        panels: panels(out, config.model.domain()),
         loss_scale: (policy.loss_scale != halfmode_precision::LossScale::None)
             .then(|| loss_scale(out, policy.loss_scale.initial(), &summary))
             .transpose()?,
@@ -85,13 +86,13 @@ fn gather(out: &Path) -> Result<Report, JobError> {
 fn training_label(config: &JobConfig) -> Option<String> {
     match &config.data {
         crate::job::DataConfig::DarcyPt(darcy) => Some(darcy.resolution.to_string()),
-        crate::job::DataConfig::File(_) => crate::job::data_shapes(&config.data).ok().map(|shapes| shapes.train.label),
+        crate::job::DataConfig::File(_) => crate::job::data_shapes(config).ok().map(|shapes| shapes.train.label),
         data => data.generated().map(|generated| generated.resolution.to_string()),
     }
 }
 
 fn evaluation(config: &JobConfig, summary: &Summary, train_label: &Option<String>) -> Vec<Evaluation> {
-    let shapes = crate::job::data_shapes(&config.data).ok();
+    let shapes = crate::job::data_shapes(config).ok();
     let n_samples = |label: &String| {
         let test = shapes.as_ref().and_then(|shapes| shapes.tests.iter().find(|test| test.label == *label));
         test.map_or(0, |test| test.n)
@@ -272,13 +273,16 @@ fn op_precision(out: &Path) -> Result<OpPrecision, JobError> {
     Ok(OpPrecision { sentence: report.sentence().unwrap_or_default(), rows, note })
 }
 
-fn panels(out: &Path) -> Vec<Image> {
+fn panels(out: &Path, domain: Domain) -> Vec<Image> {
     let entries = std::fs::read_dir(out.join("plots")).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "png"));
     paths.sort();
     let image = |path: PathBuf| {
-        let caption = path.file_stem()?.to_string_lossy().replace("-sample-", ": test sample ");
+        let mut caption = path.file_stem()?.to_string_lossy().replace("-sample-", ": test sample ");
+        if domain == Domain::Complex {
+            caption.push_str(", moduli of complex fields");
+        }
         Some(Image { caption, png: std::fs::read(&path).ok()? })
     };
     paths.into_iter().filter_map(image).collect()

@@ -101,7 +101,7 @@ impl Trainer {
         }
         let normalisers = match &data {
             Some(data) => Normalisers::fit(&data.train)?,
-            None => Normalisers::identity(shapes.train.c_in, shapes.train.c_out, shapes.train.grid.len())?,
+            None => Normalisers::identity(&config.model)?,
         };
         let (train, tests) = match data {
             Some(data) => (Some(data.train), data.tests.into_iter().map(|(_, pairs)| Some(pairs)).collect()),
@@ -334,7 +334,7 @@ impl Trainer {
             .clamp(1, test.shape.n.max(1))
     }
 
-    /// De-normalised predictions for test samples of these indices, flat.
+    /// De-normalised predictions for test samples of these indices, flat; complex values as pairs.
     ///
     /// # Errors
     /// Those of the model and of memory.
@@ -367,7 +367,7 @@ impl Trainer {
                 break;
             }
             let truth = truth.to_vec::<f32>()?;
-            let shape = [&[batch.len(), test.shape.c_out][..], &test.shape.grid].concat();
+            let shape = test.shape.array(batch.len(), test.shape.c_out);
             l2 += relative_l2(&prediction, &truth, batch.len())?.iter().sum::<f64>();
             h1 += relative_h1(&prediction, &truth, &shape, &[])?.iter().sum::<f64>();
         }
@@ -443,8 +443,19 @@ fn check_shape(config: &JobConfig, shape: &crate::job::FieldShape) -> Result<(),
     let found = [&[shape.n, shape.c_in][..], &shape.grid].concat();
     let bad =
         |expected: String| Err(JobError::DataShape { what: format!("data set {}", shape.label), found, expected });
+    if shape.domain != config.model.domain() {
+        let wanted = if model.complex_data { "complex" } else { "real" };
+        return bad(format!("{wanted} fields (model.complex_data = {})", model.complex_data));
+    }
     if shape.grid.len() != model.n_modes.len() {
-        return bad(format!("{} spatial axes (model.n_modes has {})", model.n_modes.len(), model.n_modes.len()));
+        let n_axes = model.n_modes.len();
+        let maybe_complex = !model.complex_data && shape.grid.len() == n_axes + 1 && shape.grid.ends_with(&[2]);
+        let hint = if maybe_complex {
+            "; if its last axis is real and imaginary part, set model.complex_data = true"
+        } else {
+            ""
+        };
+        return bad(format!("{n_axes} spatial axes (model.n_modes has {n_axes}){hint}"));
     }
     if shape.c_in != model.in_channels || shape.c_out != model.out_channels {
         let (c_in, c_out) = (model.in_channels, model.out_channels);

@@ -9,7 +9,7 @@ use halfmode_tensor::{Real, Shape};
 /// channels and points, in double precision.
 ///
 /// # Shapes
-/// - `prediction`, `truth`: `n_samples` samples of one size, one after another
+/// - `prediction`, `truth`: `n_samples` samples of one size, one after another; complex values as pairs
 /// - returns `n_samples` errors
 ///
 /// # Errors
@@ -45,7 +45,8 @@ pub fn relative_l2<R: Real>(prediction: &[R], truth: &[R], n_samples: usize) -> 
 /// by the differences of [`H1Loss`](crate::H1Loss) on the unit box.
 ///
 /// # Shapes
-/// - `prediction`, `truth`: flat, row-major `shape` = `[n_samples, channels, n_1, …, n_d]`
+/// - `prediction`, `truth`: flat, row-major `shape` = `[n_samples, channels, n_1, …, n_d]`; of complex fields, with a
+///   last axis of 2 that is periodic: it has no central difference
 /// - `periodic`: one per grid axis; empty: all are periodic
 /// - returns `n_samples` errors
 ///
@@ -57,7 +58,7 @@ pub fn relative_h1<R: Real>(prediction: &[R], truth: &[R], shape: &[usize], peri
     let Some(expected) = shape.checked_numel() else { return Err(Error::Fields { op: OP, found: shape }) };
     check_length(OP, "prediction", expected, prediction.len())?;
     check_length(OP, "truth", expected, truth.len())?;
-    let fields = fields::Fields::of(OP, &shape)?;
+    let fields = fields::Fields::of_real(OP, &shape)?;
     let grid = GridDifferences::<f64>::new(OP, &fields.grid, 1.0, periodic)?;
     let mut values = vec![0.0; fields.n_points];
     let mut energies = Vec::with_capacity(fields.n_fields);

@@ -4,7 +4,7 @@ use super::fields::{self, Backward, FieldNorm, Fields};
 use super::{H1Loss, LpLoss};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::{DType, Precision};
+use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Target, Tensor};
 
 /// One of the losses.
@@ -116,9 +116,9 @@ impl FieldLoss<'_> {
         let Some(grad) = grads[0].take().filter(|_| needs[0]) else { return Ok(vec![None, None]) };
         let back = Backward::start(saved, &grad)?;
         let x = &back.prediction;
-        let mut grad_x = cx.device.alloc(x.shape().clone(), DType::real(x.precision()), Purpose::Activation)?;
+        let mut grad_x = cx.device.alloc(x.shape().clone(), x.dtype(), Purpose::Activation)?;
         let mut run = || {
-            let fields = Fields::of(self.name(), x.shape())?;
+            let fields = Fields::of(self.name(), x)?;
             let precision = fields::accumulate(cx, x, &back.target);
             cx.device.loss_gradient(self, &fields, &back, precision, &mut grad_x)
         };
@@ -154,10 +154,14 @@ impl FieldLoss<'_> {
             }
             match self {
                 FieldLoss::Lp(loss) => {
-                    let slope = |e: f64| (e.abs() / error).powf(loss.p - 1.0) * e.signum();
-                    out.iter_mut()
-                        .zip(&e)
-                        .for_each(|(out, e)| *out = if e.abs() > 0.0 { weight * slope(*e) } else { *e });
+                    let width = fields.domain.scalars();
+                    for (out, e) in out.chunks_mut(width).zip(e.chunks(width)) {
+                        let size = modulus(e);
+                        let slope = (size / error).powf(loss.p - 1.0) / size;
+                        out.iter_mut()
+                            .zip(e)
+                            .for_each(|(out, e)| *out = if size > 0.0 { weight * slope * e } else { *e });
+                    }
                 }
                 FieldLoss::H1(loss) => {
                     out.iter_mut().zip(&e).for_each(|(out, e)| *out = weight / error * e);
@@ -174,7 +178,10 @@ impl FieldLoss<'_> {
     /// The norm of one field.
     fn norm(&self, fields: &Fields, u: &[f64]) -> f64 {
         match self {
-            FieldLoss::Lp(loss) => u.iter().map(|u| u.abs().powf(loss.p)).sum::<f64>().powf(1.0 / loss.p),
+            FieldLoss::Lp(loss) => {
+                let values = u.chunks(fields.domain.scalars());
+                values.map(|u| modulus(u).powf(loss.p)).sum::<f64>().powf(1.0 / loss.p)
+            }
             FieldLoss::H1(loss) => {
                 let mut sum: f64 = u.iter().map(|u| u * u).sum();
                 loss.each_difference(fields, |row| {
@@ -186,20 +193,27 @@ impl FieldLoss<'_> {
     }
 }
 
+/// `|u|` of a real number or a pair.
+fn modulus(u: &[f64]) -> f64 {
+    u.iter().fold(0.0, |sum: f64, part| sum.hypot(*part))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Reduction;
+    use halfmode_precision::DType;
     use halfmode_tensor::Shape;
 
     /// Runs the default bodies.
     struct Definition;
     impl LossKernels for Definition {}
 
-    fn field(device: &Device, shape: &Shape, seed: f64) -> Tensor {
-        let values: Vec<f64> =
-            (0..shape.numel()).map(|i| ((i + 1) as f64 * 0.754_877_666 + seed).fract() - 0.5).collect();
-        Tensor::from_slice(device, &values, shape.clone(), Precision::F64, Purpose::Data).unwrap()
+    fn field(device: &Device, shape: &Shape, dtype: DType, seed: f64) -> Tensor {
+        let values: Vec<f64> = (0..shape.numel() * dtype.domain.scalars())
+            .map(|i| ((i + 1) as f64 * 0.754_877_666 + seed).fract() - 0.5)
+            .collect();
+        Tensor::from_scalars(device, &values, shape.clone(), dtype, Purpose::Data).unwrap()
     }
 
     #[test]
@@ -215,25 +229,26 @@ mod tests {
         let lps = [lp(1.0, true), lp(2.0, false), lp(2.0, true), lp(3.5, true)];
         let h1s = [h1(true, &[true, true]), h1(false, &[false, true]), h1(true, &[true, false])];
         let losses = lps.iter().map(FieldLoss::Lp).chain(h1s.iter().map(FieldLoss::H1));
-        for (loss, grid) in losses.flat_map(|loss| [[9, 7], [4, 5], [67, 83]].map(|grid| (loss, grid))) {
+        let dtypes = [DType::real(Precision::F64), DType::complex(Precision::F64)];
+        let cases = losses.flat_map(|loss| [[9, 7], [4, 5], [67, 83]].map(|grid| (loss, grid)));
+        for ((loss, grid), dtype) in cases.flat_map(|case| dtypes.map(|dtype| (case, dtype))) {
             let shape = Shape::from([2, 1, grid[0], grid[1]]);
-            let fields = Fields::of("loss", &shape).unwrap();
-            let (prediction, target) = (field(&device, &shape, 0.1), field(&device, &shape, 0.4));
+            let (prediction, target) = (field(&device, &shape, dtype, 0.1), field(&device, &shape, dtype, 0.4));
+            let fields = Fields::of("loss", &prediction).unwrap();
             let run = |kernels: &dyn LossKernels| {
                 let pair = [&prediction, &target];
                 let norms = kernels.loss_norms(loss, &fields, pair, Precision::F64).unwrap();
                 let mut values: Vec<f64> = norms.iter().flat_map(|norm| [norm.error, norm.weight]).collect();
                 let back = Backward { prediction: prediction.clone(), target: target.clone(), norms };
-                let dtype = DType::real(Precision::F64);
                 let mut grad = device.alloc(shape.clone(), dtype, Purpose::Activation).unwrap();
                 kernels.loss_gradient(loss, &fields, &back, Precision::F64, &mut grad).unwrap();
                 values.extend(grad.to_vec::<f64>().unwrap());
                 values
             };
             let (got, want) = (run(&device), run(&Definition));
-            // Sums of up to 5561 terms in another order; second differences cancel two digits.
+            // Sums of up to 11122 terms in another order; second differences cancel two digits.
             let close = |(got, want): (&f64, &f64)| (got - want).abs() <= 1e-11 * want.abs().max(1.0);
-            assert!(got.len() == want.len() && got.iter().zip(&want).all(close), "{loss:?} on {grid:?}");
+            assert!(got.len() == want.len() && got.iter().zip(&want).all(close), "{loss:?} on {grid:?} of {dtype}");
         }
     }
 }

@@ -21,21 +21,46 @@ pub enum Reduction {
 pub(crate) const EPS: f64 = 1e-8;
 
 /// A batch seen as `batch · channels` fields of `n_points` scalars each.
+///
+/// A complex field is a real one whose grid has a last axis of 2, real and imaginary part: squares of moduli are
+/// sums of two squares, and central differences on a periodic axis of two points are zero.
 pub(crate) struct Fields {
     pub(crate) n_fields: usize,
     pub(crate) n_points: usize,
     pub(crate) grid: Vec<usize>,
+    pub(crate) domain: Domain,
 }
 
 impl Fields {
-    pub(crate) fn of(op: &'static str, shape: &Shape) -> Result<Self> {
+    pub(crate) fn of(op: &'static str, x: &Tensor) -> Result<Self> {
+        let mut fields = Fields::of_real(op, x.shape())?;
+        fields.domain = x.dtype().domain;
+        if fields.domain == Domain::Complex {
+            fields.n_points *= 2;
+            fields.grid.push(2);
+        }
+        Ok(fields)
+    }
+
+    pub(crate) fn of_real(op: &'static str, shape: &Shape) -> Result<Self> {
         let [batch, channels, grid @ ..] = &**shape else {
             return Err(Error::Fields { op, found: shape.clone() });
         };
         if grid.is_empty() || shape.contains(&0) {
             return Err(Error::Fields { op, found: shape.clone() });
         }
-        Ok(Fields { n_fields: batch * channels, n_points: grid.iter().product(), grid: grid.to_vec() })
+        let n_points = grid.iter().product();
+        Ok(Fields { n_fields: batch * channels, n_points, grid: grid.to_vec(), domain: Domain::Real })
+    }
+
+    /// Axes of the grid, that of real and imaginary part left out.
+    pub(crate) fn n_axes(&self) -> usize {
+        self.grid.len() + 1 - self.domain.scalars()
+    }
+
+    /// The shape of all scalars.
+    pub(crate) fn scalars(&self) -> [usize; 2] {
+        [self.n_fields, self.n_points]
     }
 
     /// Points along the last axis, which are contiguous.
@@ -43,22 +68,23 @@ impl Fields {
         self.grid[self.grid.len() - 1]
     }
 
-    /// Checks that prediction and target are real, alike and on the op's device.
+    /// Checks that prediction and target are alike and on the op's device.
     pub(crate) fn of_pair(op: &'static str, cx: &Cx, x: &Tensor, y: &Tensor) -> Result<Self> {
         if x.shape() != y.shape() {
             let (expected, found) = (x.shape().clone(), y.shape().clone());
             return Err(Error::Shape { op, operand: "target", expected, found });
         }
-        for (operand, tensor) in [("prediction", x), ("target", y)] {
-            if tensor.dtype().domain != Domain::Real {
-                let found = tensor.dtype();
-                return Err(halfmode_tensor::Error::DType { op, operand, expected: "real", found }.into());
-            }
+        if x.dtype().domain != y.dtype().domain {
+            let expected = if x.dtype().domain == Domain::Real { "real" } else { "complex" };
+            let (operand, found) = ("target", y.dtype());
+            return Err(halfmode_tensor::Error::DType { op, operand, expected, found }.into());
+        }
+        for tensor in [x, y] {
             if !tensor.device().same(&cx.device) {
                 return Err(halfmode_tensor::Error::Devices { op }.into());
             }
         }
-        Fields::of(op, x.shape())
+        Fields::of(op, x)
     }
 
     /// Cuts a tensor's scalars into fields and those into pieces of `len`; with each piece the
@@ -72,9 +98,10 @@ impl Fields {
         pieces.collect()
     }
 
-    /// The distance between points, `measure / n_i`, along each axis.
+    /// The distance between points, `measure / n_i`, along each axis; 1 between real and imaginary part.
     pub(crate) fn spacing(&self, measure: f64) -> impl Iterator<Item = f64> {
-        self.grid.iter().map(move |&n| measure / n as f64)
+        let n_axes = self.n_axes();
+        self.grid.iter().enumerate().map(move |(axis, &n)| if axis < n_axes { measure / n as f64 } else { 1.0 })
     }
 }
 

@@ -14,19 +14,20 @@ const NAME: &str = "h1_loss";
 
 /// The H1 error of a prediction `x` against a target `y`, per sample and channel, then reduced.
 ///
-/// With `|u|² = Σ_points (u² + Σ_a (∂_a u)²)`:
-/// - relative: `|x − y| / (|y| + 1e-8)`,
-/// - absolute: `sqrt(Π_i measure/n_i) · |x − y|`.
+/// With `‖u‖² = Σ_points (|u|² + Σ_a |∂_a u|²)`:
+/// - relative: `‖x − y‖ / (‖y‖ + 1e-8)`,
+/// - absolute: `sqrt(Π_i measure/n_i) · ‖x − y‖`.
 ///
 /// Derivatives are central differences with `h_i = measure/n_i`; at the ends of an axis that is not
 /// periodic, one-sided differences of third order over four points.
 ///
 /// # Shapes
-/// - input 0, the prediction: `[batch, channels, n_1, …, n_d]`, real, any precision
-/// - input 1, the target: the same shape, any precision; it gets no gradient
+/// - input 0, the prediction: `[batch, channels, n_1, …, n_d]`, real or complex, any precision
+/// - input 1, the target: the same shape and domain, any precision; it gets no gradient
 /// - returns `[1]` in the policy's loss precision; sums are f32 or f64 (f64 for f64 operands)
 ///
-/// Where a difference vanishes on all points of a field, the gradient there is 0.
+/// Where a difference vanishes on all points of a field, the gradient there is 0. Of complex fields it is
+/// `∂L/∂Re x + i ∂L/∂Im x`.
 ///
 /// # Saved for backward
 /// `prediction`, `target` (shared); `norms` `[batch, channels, 2]` in the accumulator's precision.
@@ -56,7 +57,11 @@ impl Default for H1Loss {
 
 impl H1Loss {
     fn differences<R: Accumulator>(&self, fields: &Fields) -> Result<GridDifferences<R>> {
-        GridDifferences::new(NAME, &fields.grid, self.measure, &self.periodic)
+        let mut periodic = self.periodic.clone();
+        if !periodic.is_empty() {
+            periodic.resize(fields.grid.len(), true);
+        }
+        GridDifferences::new(NAME, &fields.grid, self.measure, &periodic)
     }
 
     /// The factor of the quadrature on a norm.
@@ -66,6 +71,10 @@ impl H1Loss {
 
     pub(super) fn check(&self, fields: &Fields) -> Result<()> {
         fields::check_measure(self.measure)?;
+        let (expected, found) = (fields.n_axes(), self.periodic.len());
+        if found != 0 && found != expected {
+            return Err(crate::Error::Axes { op: NAME, expected, found });
+        }
         self.differences::<f64>(fields).map(drop)
     }
 
@@ -90,7 +99,7 @@ impl H1Loss {
         [x, y]: [&Tensor; 2],
         precision: Precision,
     ) -> Result<Vec<FieldNorm>> {
-        let mut work = device.alloc_unwritten(x.shape().clone(), DType::real(precision), Purpose::Workspace)?;
+        let mut work = device.alloc_unwritten(fields.scalars(), DType::real(precision), Purpose::Workspace)?;
         if !device.launches() {
             return Ok(Vec::new());
         }
@@ -105,7 +114,7 @@ impl H1Loss {
         precision: Precision,
         grad: &mut Tensor,
     ) -> Result<()> {
-        let mut work = device.alloc_unwritten(grad.shape().clone(), DType::real(precision), Purpose::Workspace)?;
+        let mut work = device.alloc_unwritten(fields.scalars(), DType::real(precision), Purpose::Workspace)?;
         // Rows are narrowed from a buffer where they are not stored in the accumulator's precision.
         let buffer_len = if grad.precision() == precision { 0 } else { rows_of_block(fields) * fields.row_len() };
         let scratch = device.scratch(buffer_len, precision.bytes());

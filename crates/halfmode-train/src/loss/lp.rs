@@ -5,7 +5,7 @@ use super::fields::{self, Backward, FieldNorm, Fields, Reduction};
 use crate::accumulator::{Accumulator, TILE, sum2};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::Precision;
+use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Device, Tensor, View, with_real};
 use rayon::prelude::*;
 
@@ -13,15 +13,16 @@ const NAME: &str = "lp_loss";
 
 /// The L^p error of a prediction `x` against a target `y`, per sample and channel, then reduced.
 ///
-/// - relative: `‖x − y‖_p / (‖y‖_p + 1e-8)` with sums over points,
+/// - relative: `‖x − y‖_p / (‖y‖_p + 1e-8)` with sums of `|·|^p` over points,
 /// - absolute: `(Π_i measure/n_i · Σ |x − y|^p)^(1/p)`, the quadrature of the integral.
 ///
 /// # Shapes
-/// - input 0, the prediction: `[batch, channels, n_1, …, n_d]`, real, any precision
-/// - input 1, the target: the same shape, any precision; it gets no gradient
+/// - input 0, the prediction: `[batch, channels, n_1, …, n_d]`, real or complex, any precision
+/// - input 1, the target: the same shape and domain, any precision; it gets no gradient
 /// - returns `[1]` in the policy's loss precision; sums are f32 or f64 (f64 for f64 operands)
 ///
-/// Where a difference vanishes on all points of a field, the gradient there is 0.
+/// Where a difference vanishes on all points of a field, the gradient there is 0. Of complex fields it is
+/// `∂L/∂Re x + i ∂L/∂Im x`.
 ///
 /// # Saved for backward
 /// `prediction`, `target` (shared); `norms` `[batch, channels, 2]` in the accumulator's precision.
@@ -70,13 +71,17 @@ enum Exponent {
     One,
     Two,
     Other(f64),
+    /// Any but 2 of complex fields, whose values are pairs.
+    OfModulus(f64),
 }
 
 impl LpLoss {
-    fn exponent(&self) -> Exponent {
+    fn exponent(&self, domain: Domain) -> Exponent {
         match self.p {
-            p if p.to_bits() == 1f64.to_bits() => Exponent::One,
+            // The square of a modulus is the sum of two squares.
             p if p.to_bits() == 2f64.to_bits() => Exponent::Two,
+            p if domain == Domain::Complex => Exponent::OfModulus(p),
+            p if p.to_bits() == 1f64.to_bits() => Exponent::One,
             p => Exponent::Other(p),
         }
     }
@@ -118,7 +123,7 @@ impl LpLoss {
 
     fn norms<R: Accumulator>(&self, device: &Device, fields: &Fields, x: View<'_>, y: View<'_>) -> Vec<FieldNorm> {
         let n_tiles = fields.n_points.div_ceil(TILE);
-        let (exponent, relative) = (self.exponent(), self.relative);
+        let (exponent, relative) = (self.exponent(fields.domain), self.relative);
         let sums = device.run(|| {
             let tiles = (0..fields.n_fields * n_tiles).into_par_iter().map(|task| {
                 let (field, tile) = (task / n_tiles, task % n_tiles);
@@ -136,7 +141,7 @@ impl LpLoss {
         let root = |sum: f64| match exponent {
             Exponent::One => sum,
             Exponent::Two => sum.sqrt(),
-            Exponent::Other(p) => sum.powf(1.0 / p),
+            Exponent::Other(p) | Exponent::OfModulus(p) => sum.powf(1.0 / p),
         };
         let sums = sums.unwrap_or_default();
         let norms = sums.chunks(n_tiles).map(|tiles| {
@@ -155,7 +160,7 @@ impl LpLoss {
         grad: &mut Tensor,
     ) -> halfmode_tensor::Result<()> {
         let (x, y) = (back.prediction.view()?, back.target.view()?);
-        let exponent = self.exponent();
+        let exponent = self.exponent(fields.domain);
         let pieces = fields.pieces(grad.view_mut()?, TILE);
         device.run(|| {
             pieces.into_par_iter().for_each(|(field, start, mut piece)| {
@@ -187,6 +192,7 @@ fn tile_sums<R: Accumulator>(exponent: Exponent, x: &[R], y: &[R], relative: boo
             || sum2(x, y, |x, y| (x - y) * (x - y)),
         ),
         Exponent::Other(p) => x.iter().zip(y).map(|(x, y)| (*x - *y).to_f64().abs().powf(p)).sum(),
+        Exponent::OfModulus(p) => pairs(x).zip(pairs(y)).map(|(x, y)| distance(x, y).powf(p)).sum(),
     };
     let target = match exponent {
         _ if !relative => 0.0,
@@ -199,6 +205,7 @@ fn tile_sums<R: Accumulator>(exponent: Exponent, x: &[R], y: &[R], relative: boo
             || sum2(y, y, |y, _| y * y),
         ),
         Exponent::Other(p) => y.iter().map(|y| y.to_f64().abs().powf(p)).sum(),
+        Exponent::OfModulus(p) => pairs(y).map(|y| distance(y, [R::ZERO; 2]).powf(p)).sum(),
     };
     (error, target)
 }
@@ -206,7 +213,7 @@ fn tile_sums<R: Accumulator>(exponent: Exponent, x: &[R], y: &[R], relative: boo
 /// `out = weight · d‖x − y‖_p/dx`, with `e = x − y`: `weight · sign(e) (|e| / ‖e‖_p)^(p−1)`.
 fn tile_gradient<R: Accumulator>(exponent: Exponent, norm: FieldNorm, x: &[R], y: &[R], out: &mut [R]) {
     let FieldNorm { error, weight } = norm;
-    let pairs = out.iter_mut().zip(x.iter().zip(y));
+    let points = out.iter_mut().zip(x.iter().zip(y));
     match exponent {
         Exponent::One => {
             let weight = R::from_f64(weight);
@@ -220,20 +227,39 @@ fn tile_gradient<R: Accumulator>(exponent: Exponent, norm: FieldNorm, x: &[R], y
                     e
                 }
             };
-            pairs.for_each(|(out, (x, y))| *out = slope(*x - *y));
+            points.for_each(|(out, (x, y))| *out = slope(*x - *y));
         }
         Exponent::Two => {
             let factor = R::from_f64(weight / error);
             R::vectorised(
                 #[inline(always)]
-                || pairs.for_each(|(out, (x, y))| *out = factor * (*x - *y)),
+                || points.for_each(|(out, (x, y))| *out = factor * (*x - *y)),
             );
         }
-        Exponent::Other(p) => pairs.for_each(|(out, (x, y))| {
+        Exponent::Other(p) => points.for_each(|(out, (x, y))| {
             let e = (*x - *y).to_f64();
             *out = R::from_f64((weight * (e.abs() / error).powf(p - 1.0)).copysign(weight * e));
         }),
+        Exponent::OfModulus(p) => {
+            for (out, (x, y)) in out.chunks_exact_mut(2).zip(pairs(x).zip(pairs(y))) {
+                let size = distance(x, y);
+                // 0 where the difference vanishes, NaN where it is NaN.
+                let slope = if size.abs() <= 0.0 { 0.0 } else { weight * (size / error).powf(p - 1.0) / size };
+                out[0] = R::from_f64(slope * (x[0] - y[0]).to_f64());
+                out[1] = R::from_f64(slope * (x[1] - y[1]).to_f64());
+            }
+        }
     }
+}
+
+/// Real and imaginary part of each value; tiles are even.
+fn pairs<R: Accumulator>(x: &[R]) -> impl Iterator<Item = [R; 2]> {
+    x.chunks_exact(2).map(|z| [z[0], z[1]])
+}
+
+/// `|x − y|` of complex values.
+fn distance<R: Accumulator>(x: [R; 2], y: [R; 2]) -> f64 {
+    (x[0] - y[0]).to_f64().hypot((x[1] - y[1]).to_f64())
 }
 
 #[inline(always)]

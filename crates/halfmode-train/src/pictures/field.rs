@@ -102,6 +102,19 @@ pub fn prediction_png(input: Field<'_>, truth: Field<'_>, prediction: Field<'_>)
     ])
 }
 
+/// As [`prediction_png`], from the moduli of complex fields: of input, truth, prediction, and error.
+///
+/// # Errors
+/// As [`panel_png`].
+pub fn moduli_png([input, truth, prediction, error]: [Field<'_>; 4]) -> Result<Vec<u8>, Error> {
+    panel_png(&[
+        Panel { label: "|input|", field: input, scale: Scale::Own },
+        Panel { label: "|truth|", field: truth, scale: Scale::Shared(0) },
+        Panel { label: "|prediction|", field: prediction, scale: Scale::Shared(0) },
+        Panel { label: "|error|", field: error, scale: Scale::Magnitude },
+    ])
+}
+
 /// `|prediction − truth|`, value by value, in the order of the fields.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::memory;
 use halfmode::data::numpy::{npy_info, read_npy};
 use halfmode::data::{ArrayInfo, Hdf5File, Hdf5Info, LeftOut, NpzFile, TorchFile, open_regular};
+use halfmode::precision::Domain;
 use halfmode::train::{Array, Values, read_named};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::Value;
@@ -63,7 +64,7 @@ fn relative_of_hdf5(start: &[u8]) -> Option<(&'static str, &'static str)> {
 
 /// The name of the type of a data set's numbers.
 fn hdf5_dtype(info: &Hdf5Info) -> String {
-    if info.complex { format!("complex {}", info.dtype.name()) } else { info.dtype.name().to_owned() }
+    if info.complex { format!("c{}", info.dtype.name()) } else { info.dtype.name().to_owned() }
 }
 
 /// The type of the values of a tensor in a safetensors file.
@@ -176,12 +177,12 @@ impl ArrayFile {
             Source::Npz(npz) => {
                 let info = npz.info(name)?;
                 let array = npz.read::<f64>(name)?;
-                Ok((info.dtype.name().to_owned(), info.shape, array.into_raw_vec_and_offset().0))
+                Ok((info.type_name(), info.shape, array.into_raw_vec_and_offset().0))
             }
             Source::Torch(torch) => {
                 let info = torch.info(name)?;
                 let array = torch.read::<f64>(name)?;
-                Ok((info.dtype.name().to_owned(), info.shape, array.into_raw_vec_and_offset().0))
+                Ok((info.type_name(), info.shape, array.into_raw_vec_and_offset().0))
             }
             Source::Hdf5(hdf5) => {
                 let info = hdf5.info(name)?;
@@ -190,7 +191,7 @@ impl ArrayFile {
             }
             Source::Npy(info) => {
                 let array = read_npy::<f64>(&self.path)?;
-                Ok((info.dtype.name().to_owned(), info.shape.clone(), array.into_raw_vec_and_offset().0))
+                Ok((info.type_name(), info.shape.clone(), array.into_raw_vec_and_offset().0))
             }
             Source::Safetensors(arrays, _) => {
                 let array =
@@ -217,6 +218,17 @@ impl ArrayFile {
             (None, _) if names.iter().any(|name| name == "x") => Ok("x".to_owned()),
             (None, _) => Err(refuse("--key is needed to choose an array".to_owned())),
         }
+    }
+
+    /// Whether an array holds complex numbers, which are read as pairs.
+    pub(crate) fn domain(&mut self, name: &str) -> Result<Domain, CliError> {
+        Ok(match &mut self.source {
+            Source::Npz(npz) => npz.info(name)?.domain,
+            Source::Npy(info) => info.domain,
+            Source::Hdf5(hdf5) if hdf5.info(name)?.complex => Domain::Complex,
+            Source::Hdf5(_) => Domain::Real,
+            Source::Torch(_) | Source::Safetensors(..) => Domain::Real,
+        })
     }
 
     /// One array in f32.

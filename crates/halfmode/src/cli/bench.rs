@@ -153,10 +153,10 @@ fn trainer(loaded: &Loaded, shapes: &DataShapes, context: &Context) -> Result<Tr
     let shape = &shapes.train;
     let mut state = loaded.config.seed;
     let mut field = |channels: usize| {
-        let extents = [&[shape.n, channels][..], &shape.grid].concat();
+        let extents = shape.array(shape.n, channels);
         ArrayD::from_shape_simple_fn(IxDyn(&extents), || random(&mut state))
     };
-    let train = FieldPairs::new(field(shape.c_in), field(shape.c_out))?;
+    let train = FieldPairs::of(shape.domain, field(shape.c_in), field(shape.c_out))?;
     let data = JobData { train, tests: Vec::new(), notes: Vec::new() };
     Trainer::new(loaded.config.clone(), &context.device()?, shapes, Some(data)).map_err(|err| loaded.explain(err))
 }

@@ -58,7 +58,7 @@ impl Loaded {
 
     /// Shapes of all samples, from the configuration or the headers of files.
     pub(crate) fn shapes(&self) -> Result<DataShapes, CliError> {
-        data_shapes(&self.config.data).map_err(|err| self.explain_data(err))
+        data_shapes(&self.config).map_err(|err| self.explain_data(err))
     }
 
     /// An error of reading or making data, with a command that helps.

@@ -6,6 +6,7 @@ use crate::cli::progress::DataWatch;
 use crate::cli::train::precision_line;
 use crate::cli::{Context, memory, text};
 use halfmode::data::{ChannelLayout, FieldPairs, NpzFile, Problem, read_pairs};
+use halfmode::precision::Domain;
 use halfmode::train::atomic_write;
 use halfmode::train::job::{DarcyPtData, DataConfig, DataSource, FileLayout, render_panels};
 use serde_json::json;
@@ -55,9 +56,9 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> 
         args.plots_dir.clone().unwrap_or_else(|| source.run.as_deref().unwrap_or(Path::new("")).join("plots"));
     let (mut rows, mut plots) = (Vec::new(), Vec::new());
     for set in sets(args, &source)? {
-        let (label, pairs) = set.load(context)?;
+        let (label, pairs) = set.load(context, source.model.config().domain())?;
         check_fields(&source.model, &format!("the input of {label}"), pairs.x().shape())?;
-        check_grid(&source.model, &pairs.x().shape()[2..])
+        check_grid(&source.model, pairs.grid())
             .map_err(|why| CliError::new(Exit::Data, format!("the input of {label} is too coarse")).why(why))?;
         if pairs.c_out() != source.model.config().fno().out_channels {
             let what = format!("the output of {label} has {} channels", pairs.c_out());
@@ -167,7 +168,7 @@ fn channel_layout(layout: FileLayout) -> ChannelLayout {
 
 impl Set {
     /// The samples and the name under which their errors are reported.
-    fn load(self, context: &Context) -> Result<(String, FieldPairs), CliError> {
+    fn load(self, context: &Context, domain: Domain) -> Result<(String, FieldPairs), CliError> {
         match self {
             Set::Generated { resolution, problem } => {
                 let points: usize = problem.grid().iter().product();
@@ -197,7 +198,7 @@ impl Set {
                     memory::check(&format!("array `{name}`"), n.saturating_mul(4))
                         .map_err(|err| err.at(path.display().to_string()))?;
                 }
-                let pairs = read_pairs(&path, &input, &output, layout).map_err(refuse)?;
+                let pairs = read_pairs(&path, &input, &output, layout, domain).map_err(refuse)?;
                 let label =
                     path.file_stem().map_or_else(|| "data".to_owned(), |stem| stem.to_string_lossy().into_owned());
                 Ok((label, pairs))
@@ -206,16 +207,16 @@ impl Set {
     }
 }
 
-/// Draws the first channels of one sample.
+/// Draws the first channels of one sample, of complex fields their moduli.
 fn draw(path: &Path, pairs: &FieldPairs, prediction: &[f32], sample: usize) -> Result<(), CliError> {
-    let points: usize = pairs.grid().iter().product();
+    let points = pairs.grid().iter().product::<usize>() * pairs.domain().scalars();
     let first = |values: &[f32], channels: usize| {
         let start = sample * channels * points;
         values.get(start..start + points).unwrap_or_default().to_vec()
     };
     let input = first(pairs.x().as_slice().unwrap_or_default(), pairs.c_in());
     let truth = first(pairs.y().as_slice().unwrap_or_default(), pairs.c_out());
-    let png = render_panels(&input, &truth, &first(prediction, pairs.c_out()), pairs.grid())?;
+    let png = render_panels([&input, &truth, &first(prediction, pairs.c_out())], pairs.grid(), pairs.domain())?;
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|err| {
             CliError::new(Exit::Other, format!("cannot create the folder: {err}")).at(folder.display().to_string())

@@ -5,6 +5,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::model_source::{self, PrecisionChoice, check_fields, check_grid};
 use crate::cli::{Context, memory, text};
 use halfmode::data::numpy::write_npy;
+use halfmode::precision::Domain;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -14,7 +15,7 @@ pub(crate) struct PredictArgs {
     /// A model file or a run directory.
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
-    /// The inputs, `[samples, channels, n_1, …]`, for complex data with a last axis of 2: an .npy, .npz, .safetensors, .pt or HDF5 file.
+    /// The inputs, `[samples, channels, n_1, …]`, complex or with a last axis of 2 for complex data: an .npy, .npz, .safetensors, .pt or HDF5 file.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// The array of the input file [default: the only one, or `x`].
@@ -37,8 +38,14 @@ pub(crate) struct PredictArgs {
 pub(crate) fn run(args: &PredictArgs, context: &Context) -> Result<Exit, CliError> {
     // The model first: an error in it is told even when the input is wrong, too.
     let source = model_source::load(&args.model, args.precision, context)?;
-    let (key, x) = ArrayFile::open(&args.input)?.read_f32(args.key.as_deref())?;
+    let mut file = ArrayFile::open(&args.input)?;
+    let (key, x) = file.read_f32(args.key.as_deref())?;
     let help = format!("halfmode data inspect {}", args.input.display());
+    if file.domain(&key)? == Domain::Complex && source.model.config().domain() == Domain::Real {
+        let err = CliError::new(Exit::Data, format!("`{key}` holds complex numbers, which the model cannot take"));
+        let why = "it is of real fields: train one with model.complex_data = true";
+        return Err(err.at(args.input.display().to_string()).why(why).help(help));
+    }
     check_fields(&source.model, &format!("`{key}`"), x.shape())
         .map_err(|err| err.at(args.input.display().to_string()).or_help(help))?;
     let n_axes = source.model.config().fno().n_modes.len();

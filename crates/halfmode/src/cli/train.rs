@@ -43,7 +43,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
             watch.report(what, done, n);
             signals.exit_if_asked(&context.output, "stopped before training began: nothing to save");
         };
-        load_data(&loaded.config.data, &context.data_cache(), context.n_threads(), &progress)
+        load_data(&loaded.config, &context.data_cache(), context.n_threads(), &progress)
     };
     let data = data.map_err(|err| loaded.explain_data(err))?;
     data.notes.iter().for_each(|note| context.output.detail(note));

@@ -68,6 +68,11 @@ fn pairs(folder: &Folder, x: &[usize], y: &[usize], spoil: Option<(&str, f32)>) 
     write_npz(&folder.join("pairs.npz"), &arrays).unwrap();
 }
 
+/// `pairs.npz` as numpy writes complex arrays.
+fn complex(folder: &Folder) {
+    bytes(folder, "pairs.npz", include_bytes!("../../../../tests/golden/complex_training/arrays.npz"));
+}
+
 /// `pairs.npz` of good arrays, with bytes of the file replaced by as many others, or fewer and spaces.
 fn patched(folder: &Folder, from: &[u8], to: &[u8]) {
     let mut to = to.to_vec();
@@ -164,6 +169,7 @@ const RUN: &str = "Run directories";
 const MACHINE: &str = "The machine";
 
 const PLAN: &str = "halfmode plan wrong.toml";
+const COMPLEX: &str = "halfmode train file.toml --out other --set model.complex_data=true";
 const FILE: &str = "halfmode train file.toml --out other";
 const INSPECT: &str = "halfmode data inspect array.npy";
 const WEIGHTS: &str = "halfmode inspect weights.safetensors";
@@ -364,6 +370,28 @@ pub(crate) const CASES: &[Case] = &[
     case(TRAIN, "array of seven axes", FILE, 4, &["2 spatial axes"], |f| {
         pairs(f, &[4, 1, 2, 2, 2, 2, 2], &[4, 1, 2, 2, 2, 2, 2], None)
     }),
+    case(
+        TRAIN,
+        "complex numbers for a model of real fields",
+        "halfmode train file.toml --out other --set data.input=c8 --set data.output=c16",
+        4,
+        &["holds complex numbers", "set model.complex_data = true"],
+        complex,
+    ),
+    case(TRAIN, "real and imaginary part for a model of real fields", FILE, 4, &["model.complex_data = true"], |f| {
+        pairs(f, &[4, 1, 16, 16, 2], &[4, 1, 16, 16, 2], None)
+    }),
+    case(TRAIN, "real numbers for a model of complex fields", COMPLEX, 4, &["set model.complex_data = false"], |f| {
+        pairs(f, &[4, 1, 16, 16], &[4, 1, 16, 16], None)
+    }),
+    case(
+        TRAIN,
+        "generated data for a model of complex fields",
+        "halfmode train tiny.toml --out other --set model.complex_data=true",
+        3,
+        &["model.complex_data", "real"],
+        nothing,
+    ),
     case(TRAIN, "no samples", FILE, 4, &["at least one sample"], |f| pairs(f, &[0, 1, 16, 16], &[0, 1, 16, 16], None)),
     case(TRAIN, "empty grid", FILE, 4, &["empty"], |f| pairs(f, &[4, 1, 0, 16], &[4, 1, 0, 16], None)),
     case(TRAIN, "NaN among the inputs", FILE, 4, &["`x` holds NaN", "[0, 0, 0, 5]"], |f| {
@@ -462,8 +490,8 @@ pub(crate) const CASES: &[Case] = &[
     case(FILES, ".npy of text", INSPECT, 4, &["`<U5`"], |f| {
         npy(f, "{'descr': '<U5', 'fortran_order': False, 'shape': (3,)}")
     }),
-    case(FILES, ".npy of complex numbers", INSPECT, 4, &["`<c8`"], |f| {
-        npy(f, "{'descr': '<c8', 'fortran_order': False, 'shape': (3,)}")
+    case(FILES, ".npy of extended complex numbers", INSPECT, 4, &["`<c32`"], |f| {
+        npy(f, "{'descr': '<c32', 'fortran_order': False, 'shape': (3,)}")
     }),
     case(FILES, ".npy of objects", INSPECT, 4, &["`|O`"], |f| {
         npy(f, "{'descr': '|O', 'fortran_order': False, 'shape': (3,)}")
@@ -672,6 +700,14 @@ pub(crate) const CASES: &[Case] = &[
         0,
         &["the input holds NaN"],
         |f| write_npy(&f.join("nan.npy"), &ArrayD::from_elem(IxDyn(&[1, 1, 16, 16]), f32::NAN).view()).unwrap(),
+    ),
+    case(
+        PREDICT,
+        "complex numbers for a model of real fields",
+        "halfmode predict --model run --input pairs.npz --key c8 --output y.npy",
+        4,
+        &["`c8` holds complex numbers", "model.complex_data = true"],
+        complex,
     ),
     case(PREDICT, "NaN in data to evaluate on", "halfmode eval run --data pairs.npz", 4, &["`y` holds NaN"], |f| {
         pairs(f, &[2, 1, 16, 16], &[2, 1, 16, 16], Some(("y", f32::NAN)))

@@ -1,0 +1,166 @@
+//! Whole training steps (forward, relative L2 loss, backward, AdamW) on a GPU beside what neuraloperator 2.0.0 takes
+//! for the same step on one H200, and what the time is spent on.
+//!
+//! Arguments: a filter on `name/preset`; `--kernels` prints every launch of a step.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a bench")]
+
+#[cfg(not(feature = "cuda"))]
+fn main() {
+    println!("built without the feature cuda: nothing to time");
+}
+
+#[cfg(feature = "cuda")]
+fn main() {
+    cuda::main();
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use halfmode_benches::noise;
+    use halfmode_data::FieldPairs;
+    use halfmode_operators::FnoConfig;
+    use halfmode_precision::{Precision, PrecisionConfig, Preset};
+    use halfmode_tensor::Device;
+    use halfmode_tensor::cuda::{CudaDevice, CudaError, Timer};
+    use halfmode_train::job::{DataConfig, FileData, FileLayout, JobConfig, JobData, LossKind, ModelConfig, Trainer};
+    use ndarray::{ArrayD, IxDyn};
+
+    /// A configuration of the peer and what it takes: milliseconds of its fp32 step and of its fastest captured graph,
+    /// and MB that its allocator holds at most.
+    struct Row {
+        name: &'static str,
+        grid: &'static [usize],
+        batch: usize,
+        hidden: usize,
+        modes: &'static [usize],
+        projection: f64,
+        peer_ms: Option<f64>,
+        graph_ms: Option<f64>,
+        peer_mb: f64,
+    }
+
+    #[rustfmt::skip]
+    const ROWS: [Row; 9] = [
+        Row { name: "fno2d_ns128_b8_h64_m64", grid: &[128, 128], batch: 8, hidden: 64, modes: &[64, 64], projection: 4.0,
+              peer_ms: Some(15.2868), graph_ms: Some(9.952), peer_mb: 2013.9 },
+        Row { name: "fno2d_darcy128_b8_h32_m32", grid: &[128, 128], batch: 8, hidden: 32, modes: &[32, 32], projection: 2.0,
+              peer_ms: Some(13.5064), graph_ms: Some(4.7637), peer_mb: 782.9 },
+        Row { name: "fno2d_darcy128_b8_h24_m16", grid: &[128, 128], batch: 8, hidden: 24, modes: &[16, 16], projection: 2.0,
+              peer_ms: None, graph_ms: Some(3.5152), peer_mb: 1392.7 },
+        Row { name: "fno2d_256_b8_h64_m64", grid: &[256, 256], batch: 8, hidden: 64, modes: &[64, 64], projection: 4.0,
+              peer_ms: Some(39.1765), graph_ms: Some(25.6834), peer_mb: 5576.4 },
+        Row { name: "fno3d_64_b2_h32_m16", grid: &[64, 64, 64], batch: 2, hidden: 32, modes: &[16, 16, 16], projection: 4.0,
+              peer_ms: Some(20.9226), graph_ms: Some(21.7722), peer_mb: 2739.2 },
+        Row { name: "fno2d_512_b4_h64_m64", grid: &[512, 512], batch: 4, hidden: 64, modes: &[64, 64], projection: 4.0,
+              peer_ms: Some(70.7681), graph_ms: None, peer_mb: 10056.2 },
+        Row { name: "fno2d_1024_b2_h64_m64", grid: &[1024, 1024], batch: 2, hidden: 64, modes: &[64, 64], projection: 4.0,
+              peer_ms: Some(134.3299), graph_ms: None, peer_mb: 19168.9 },
+        Row { name: "fno2d_ns128_b8_h128_m64", grid: &[128, 128], batch: 8, hidden: 128, modes: &[64, 64], projection: 2.0,
+              peer_ms: None, graph_ms: Some(28.5264), peer_mb: 5541.4 },
+        Row { name: "fno2d_1024_b1_h128_m64", grid: &[1024, 1024], batch: 1, hidden: 128, modes: &[64, 64], projection: 2.0,
+              peer_ms: Some(338.498), graph_ms: None, peer_mb: 19094.5 },
+    ];
+
+    const WARM_UP: usize = 5;
+    const STEPS: usize = 20;
+
+    pub(super) fn main() {
+        let args: Vec<String> = std::env::args().skip(1).filter(|it| it != "--bench").collect();
+        let kernels = args.iter().any(|it| it == "--kernels");
+        let filter = args.iter().find(|it| !it.starts_with('-')).cloned().unwrap_or_default();
+        println!(
+            "{:<36} {:>9} {:>9} {:>9} {:>7} {:>7} {:>10} {:>10} {:>10} {:>7}",
+            "step", "us", "peer us", "graph us", "x peer", "x graph", "ledger MB", "held MB", "peer MB", "memory"
+        );
+        for row in &ROWS {
+            for (label, preset, format) in [
+                ("mixed", Preset::Mixed, Precision::F16),
+                ("bf16", Preset::Mixed, Precision::Bf16),
+                ("full", Preset::Full, Precision::F16),
+            ] {
+                if format!("{}/{label}", row.name).contains(&filter) {
+                    run(row, label, preset, format, kernels);
+                }
+            }
+        }
+    }
+
+    fn trainer(row: &Row, device: &Device, preset: Preset, format: Precision) -> Trainer {
+        let mut config = JobConfig::darcy();
+        let mut fno = FnoConfig::new(row.modes, row.hidden);
+        fno.projection_channel_ratio = row.projection;
+        config.model = ModelConfig::Fno(fno);
+        config.data = DataConfig::File(FileData {
+            train: "random".into(),
+            test: vec!["random".into()],
+            input: "x".into(),
+            output: "y".into(),
+            layout: FileLayout::ChannelsFirst,
+        });
+        config.train.loss = LossKind::L2;
+        config.train.batch_size = row.batch;
+        config.precision = PrecisionConfig::new(preset, format);
+        let shape = IxDyn(&[&[row.batch, 1][..], row.grid].concat());
+        let n = row.batch * row.grid.iter().product::<usize>();
+        let array = || ArrayD::from_shape_vec(shape.clone(), noise(n)).unwrap();
+        let pairs = FieldPairs::new(array(), array()).unwrap();
+        let data = JobData { train: pairs.clone(), tests: vec![("random".into(), pairs)], notes: vec![] };
+        let shapes = data.shapes();
+        Trainer::new(config, device, &shapes, Some(data)).unwrap()
+    }
+
+    fn run(row: &Row, label: &str, preset: Preset, format: Precision, kernels: bool) {
+        let cache = std::env::temp_dir().join("halfmode-bench-kernels");
+        let device = Device::cuda(0, Some(cache)).unwrap();
+        let mut trainer = trainer(row, &device, preset, format);
+        let indices: Vec<usize> = (0..row.batch).collect();
+        for _ in 0..WARM_UP {
+            _ = trainer.step(&indices).unwrap();
+        }
+        let Some(cuda) = device.as_cuda() else { return };
+        device.reset_peak();
+        let mut times: Vec<f64> = (0..STEPS)
+            .map(|_| {
+                let timer = Timer::start(cuda.context()).unwrap();
+                _ = trainer.step(&indices).unwrap();
+                timer.stop().unwrap()
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        let us = times[STEPS / 2];
+        let mb = |bytes: usize| bytes as f64 / 1e6;
+        let held = cuda.context().memory_info().unwrap().held_peak;
+        let ratio = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.2}", ms * 1e3 / us));
+        let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.0}", ms * 1e3));
+        println!(
+            "{:<36} {us:>9.0} {:>9} {:>9} {:>7} {:>7} {:>10.0} {:>10.0} {:>10.0} {:>7.2}",
+            format!("{}/{label}", row.name),
+            time(row.peer_ms),
+            time(row.graph_ms),
+            ratio(row.peer_ms),
+            ratio(row.graph_ms),
+            mb(device.memory().total.peak),
+            mb(held),
+            row.peer_mb,
+            mb(held) / row.peer_mb,
+        );
+        if kernels {
+            print_kernels(cuda, &mut trainer, &indices);
+        }
+    }
+
+    fn print_kernels(cuda: &CudaDevice, trainer: &mut Trainer, indices: &[usize]) {
+        let spent = cuda.context().profile(|| -> Result<(), CudaError> {
+            _ = trainer.step(indices).unwrap();
+            Ok(())
+        });
+        let mut spent: Vec<_> = spent.unwrap().into_iter().collect();
+        spent.sort_by(|a, b| f64::total_cmp(&b.1.us, &a.1.us));
+        let total: f64 = spent.iter().map(|it| it.1.us).sum();
+        let launches: usize = spent.iter().map(|it| it.1.launches).sum();
+        println!("    {total:>9.1} us in {launches} launches, by the device's clocks");
+        for (name, spent) in spent.iter().take(40) {
+            println!("    {:>9.1} {:>5.1} % {:>4}  {name}", spent.us, 100.0 * spent.us / total, spent.launches);
+        }
+    }
+}
