@@ -69,8 +69,8 @@ pub(crate) struct Inner {
     memory: Mutex<Memory>,
     kernels: Mutex<HashMap<KernelKey, Kernel>>,
     blas: OnceLock<Blas>,
-    fft: OnceLock<Fft>,
     recorder: Mutex<Option<Recorder>>,
+    fft: OnceLock<Fft>,
 }
 
 #[derive(Default)]
@@ -188,8 +188,8 @@ impl Context {
             memory: Mutex::default(),
             kernels: Mutex::default(),
             blas: OnceLock::new(),
-            fft: OnceLock::new(),
             recorder: Mutex::default(),
+            fft: OnceLock::new(),
         })))
     }
 

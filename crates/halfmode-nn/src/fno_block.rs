@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod cuda_points;
 
 use crate::{Error, composed, fused_block};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};

@@ -251,8 +251,19 @@ fn on_a_gpu_in_every_precision() {
     let Some(device) = gpu() else { return };
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let random = (0..10).map(|_| case(9).new_tree(&mut runner).unwrap().current());
+    // Widths of the kernels that take a point through all layers on tensor cores, with rows left over.
+    let wide = [(16, 16), (32, 16), (48, 96), (64, 32), (128, 64)].into_iter().enumerate().map(|(idx, (c, h))| Case {
+        batch: 3,
+        c,
+        h,
+        grid: vec![7, 9],
+        modes: vec![4, 3],
+        stabilizer: if idx % 2 == 0 { Stabilizer::Tanh } else { Stabilizer::None },
+        activation: if idx == 3 { Activation::None } else { Activation::Gelu },
+        ..edge_cases()[0].clone()
+    });
     println!("worst error over allowed on a GPU");
-    for case in edge_cases().into_iter().chain(random) {
+    for case in edge_cases().into_iter().chain(random).chain(wide) {
         let case = Case { algorithm: None, ..case };
         for precision in Precision::ALL {
             let block = case.block(&device, precision);

@@ -178,6 +178,37 @@ impl Tensor {
         }
     }
 
+    /// Where the bytes are on the GPU, for tables of addresses that kernels read.
+    ///
+    /// # Errors
+    /// [`Error::NotOnGpu`].
+    pub fn address(&self) -> Result<u64> {
+        match self.storage() {
+            Storage::Cuda(buffer) => Ok(buffer.address()),
+            _ => Err(Error::NotOnGpu),
+        }
+    }
+
+    /// As [`Tensor::address`], to be written.
+    ///
+    /// # Errors
+    /// [`Error::NotOnGpu`], [`Error::Shared`] if other tensors share the buffer.
+    pub fn address_mut(&mut self) -> Result<u64> {
+        self.storage_mut()?;
+        self.address()
+    }
+
+    /// Overwrites the first bytes with words that are no numbers, such as addresses.
+    ///
+    /// # Errors
+    /// [`Error::NotOnGpu`], [`Error::Shared`], [`Error::Cuda`] if the tensor has fewer bytes.
+    pub fn upload_words(&mut self, words: &[u64]) -> Result<()> {
+        match self.storage_mut()? {
+            Storage::Cuda(buffer) => Ok(buffer.upload(0, bytemuck::cast_slice(words))?),
+            _ => Err(Error::NotOnGpu),
+        }
+    }
+
     /// The values from scalar `offset` on as matrices of a product: stored rows are `row` scalars apart, matrices
     /// `stride`. A result is checked to be unshared by [`Tensor::result`].
     ///

@@ -62,6 +62,16 @@ impl Values {
         }
     }
 
+    /// A copy of a tensor's scalars on the host.
+    fn of(tensor: &Tensor) -> Result<Self> {
+        Ok(match tensor.precision() {
+            Precision::F64 => Values::F64(tensor.to_vec()?),
+            Precision::F32 => Values::F32(tensor.to_vec()?),
+            Precision::Bf16 => Values::Bf16(tensor.to_vec()?.into_iter().map(bf16::from_f32).collect()),
+            Precision::F16 => Values::F16(tensor.to_vec()?.into_iter().map(f16::from_f32).collect()),
+        })
+    }
+
     fn to_file(spec: &ParamSpec, stored: View<'_>) -> Self {
         match stored {
             View::F64(values) => Values::F64(spec.to_file(values)),
@@ -134,8 +144,8 @@ fn write(values: View<'_>, tensor: &mut Tensor) -> Result<()> {
     Ok(())
 }
 
-/// A tensor that is to be written. Values are borrowed; what must be reordered for the file is
-/// reordered when its turn comes.
+/// A tensor that is to be written. Values are borrowed, those of a GPU copied; what must be reordered for the
+/// file is reordered when its turn comes.
 #[derive(Clone, Debug)]
 pub struct Entry<'a> {
     name: String,
@@ -160,7 +170,12 @@ impl<'a> Entry<'a> {
         if tensor.dtype().domain == Domain::Complex {
             shape.push(2);
         }
-        Ok(Entry { name: name.into(), shape, source: Source::View(tensor.view()?) })
+        let source = match tensor.view() {
+            #[cfg(feature = "cuda")]
+            Err(halfmode_tensor::Error::OnGpu) => Source::Owned(Values::of(tensor)?),
+            view => Source::View(view?),
+        };
+        Ok(Entry { name: name.into(), shape, source })
     }
 
     /// The most exact values of a parameter, under its name, in the file's shape and order; complex
@@ -169,7 +184,13 @@ impl<'a> Entry<'a> {
     /// # Errors
     /// [`halfmode_tensor::Error::NoValues`] on the planning device.
     pub fn parameter(param: &'a Parameter) -> Result<Self> {
-        let source = Source::Stored(&param.spec, param.exact().view()?);
+        let source = match param.exact().view() {
+            #[cfg(feature = "cuda")]
+            Err(halfmode_tensor::Error::OnGpu) => {
+                Source::Owned(Values::to_file(&param.spec, Values::of(param.exact())?.view()))
+            }
+            view => Source::Stored(&param.spec, view?),
+        };
         Ok(Entry { name: param.spec.name.clone(), shape: file_shape(&param.spec), source })
     }
 
@@ -477,7 +498,7 @@ pub fn load_parameters(params: &mut Params, arrays: &BTreeMap<String, Array>) ->
         match &mut param.master {
             Some(master) => {
                 write(stored.view(), master)?;
-                write(master.view()?, &mut param.value)?;
+                write(Values::of(master)?.view(), &mut param.value)?;
             }
             None => write(stored.view(), &mut param.value)?,
         }

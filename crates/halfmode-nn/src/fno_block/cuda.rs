@@ -2,6 +2,7 @@
 //!
 //! Nothing of the pre-activation is kept: the backward pass finds it again from the spectrum.
 
+use super::cuda_points::{Adjoint, Points};
 use super::{Activation, BlockInputs, FnoBlock, Stabilizer};
 use crate::cuda_rows::RowKernels;
 use crate::mode_mix::{mode_mix_bwd, mode_mix_fwd};
@@ -64,21 +65,69 @@ impl<'a> Block<'a> {
         Ok(self.block.transform.to_modes(&x, Weights::Plain, scales, storage, purpose)?)
     }
 
-    /// `F^-1 (R x_hat) + W_skip x`: the pre-activation without its bias.
-    fn pre_activation(&self, x: &Tensor, x_hat: &Tensor, skip: &Tensor) -> Result<Tensor> {
+    /// `F^-1 (R x_hat)`: the spectral part of the pre-activation.
+    fn spectral_part(&self, x_hat: &Tensor) -> Result<Tensor> {
         let mix = self.cx.policy.contraction.storage;
         let y_hat = mode_mix_fwd(&self.cx.device, x_hat, self.spectral, mix, Purpose::Workspace)?;
         let scales = &self.scales.forward.to_grid;
         let transform = &self.block.transform;
-        let mut z = transform.to_grid(&y_hat, Weights::Doubled, scales, self.rows.storage, Purpose::Workspace)?;
-        self.rows.linear(x, skip, &mut z, 1.0)?;
-        Ok(z)
+        Ok(transform.to_grid(&y_hat, Weights::Doubled, scales, self.rows.storage, Purpose::Workspace)?)
+    }
+
+    /// The kernels that take a point through all dense layers, where they fit.
+    fn points(&self, inputs: &BlockInputs<'_>) -> Option<Points<'a>> {
+        Points::new(self.rows, (inputs.channels(), inputs.hidden()), self.act())
     }
 
     fn field(&self, channels: usize, purpose: Purpose) -> Result<Tensor> {
         let dtype = DType::real(self.rows.storage);
         Ok(self.cx.device.alloc_unwritten([self.rows.rows, channels], dtype, purpose)?)
     }
+
+    /// The adjoint of everything after the inverse transform, layer by layer.
+    fn dense_gradients(&self, inputs: &BlockInputs<'_>, x: &Tensor, s: Tensor, grad: Tensor) -> Result<DenseGrads> {
+        let [bias, skip, w1, b1, w2, b2, gate] = inputs.dense;
+        let (rows, c, h) = (self.rows, inputs.channels(), inputs.hidden());
+        // The forward pass again, up to where the gradient comes in.
+        let mut z_pre = s;
+        rows.linear(x, skip, &mut z_pre, 1.0)?;
+        let z = rows.bias_act(&z_pre, Some(bias), self.act(), Purpose::Workspace)?;
+        let mut m_pre = self.field(h, Purpose::Workspace)?;
+        rows.linear(&z, w1, &mut m_pre, 0.0)?;
+        let m = rows.bias_act(&m_pre, Some(b1), true, Purpose::Workspace)?;
+        let mut u = self.field(c, Purpose::Workspace)?;
+        rows.linear(&m, w2, &mut u, 0.0)?;
+
+        let mut g = grad;
+        let dtype = DType::real(rows.storage);
+        let mut gx = self.cx.device.alloc_unwritten(inputs.x.shape().clone(), dtype, Purpose::Activation)?;
+        let [g_b2, g_gate] = rows.gate_act_backward([&u, x], [b2, gate], self.act(), [&mut g, &mut gx])?;
+        drop(u);
+        let g_w2 = rows.linear_grad_w(&g, &m, w2.shape())?;
+        drop(m);
+        let mut gm = self.field(h, Purpose::Workspace)?;
+        rows.linear_grad_x(&g, w2, &mut gm, 0.0)?;
+        let g_b1 = rows.bias_act_backward(&m_pre, b1, &mut gm, true)?;
+        drop(m_pre);
+        let g_w1 = rows.linear_grad_w(&gm, &z, w1.shape())?;
+        drop(z);
+        // The gradient of z takes the place of that of u.
+        rows.linear_grad_x(&gm, w1, &mut g, 0.0)?;
+        drop(gm);
+        let g_bias = rows.bias_act_backward(&z_pre, bias, &mut g, self.act())?;
+        drop(z_pre);
+        let g_skip = rows.linear_grad_w(&g, x, skip.shape())?;
+        rows.linear_grad_x(&g, skip, &mut gx, 1.0)?;
+        let params = [g_bias, g_skip, g_w1, g_b1, g_w2, g_b2, g_gate];
+        Ok(DenseGrads { gx, gz: g, params })
+    }
+}
+
+/// Gradients of the dense parameters, of the input through the skips, and of the pre-activation.
+struct DenseGrads {
+    gx: Tensor,
+    gz: Tensor,
+    params: [Tensor; 7],
 }
 
 pub(super) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Result<(Tensor, Option<Tensor>)> {
@@ -87,8 +136,16 @@ pub(super) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Re
     let (rows, c, h) = (this.rows, inputs.channels(), inputs.hidden());
     let x_hat = this.analyse(if cx.save { Purpose::Saved } else { Purpose::Workspace })?;
     let x = this.x()?;
-    let mut z = this.pre_activation(&x, &x_hat, skip)?;
+    let mut z = this.spectral_part(&x_hat)?;
     let x_hat = cx.save.then_some(x_hat);
+    let dtype = DType::real(rows.storage);
+    let y = || cx.device.alloc_unwritten(inputs.x.shape().clone(), dtype, Purpose::Activation);
+    if let Some(points) = this.points(inputs) {
+        let mut y = y()?;
+        points.forward(&z, &x, inputs.dense, &mut y)?;
+        return Ok((y, x_hat));
+    }
+    rows.linear(&x, skip, &mut z, 1.0)?;
     rows.bias_act_assign(&mut z, Some(bias), this.act())?;
     let mut m = this.field(h, Purpose::Workspace)?;
     rows.linear(&z, w1, &mut m, 0.0)?;
@@ -96,8 +153,7 @@ pub(super) fn forward(block: &FnoBlock, cx: &Cx, inputs: &BlockInputs<'_>) -> Re
     let mut u = this.field(c, Purpose::Workspace)?;
     rows.linear(&m, w2, &mut u, 0.0)?;
     drop((z, m));
-    let dtype = DType::real(rows.storage);
-    let mut y = cx.device.alloc_unwritten(inputs.x.shape().clone(), dtype, Purpose::Activation)?;
+    let mut y = y()?;
     rows.gate_act([&u, &x], [b2, gate], this.act(), &mut y)?;
     Ok((y, x_hat))
 }
@@ -110,45 +166,30 @@ pub(super) fn backward(
     grad: Tensor,
 ) -> Result<Vec<Tensor>> {
     let this = Block::new(block, cx, inputs)?;
-    let [bias, skip, w1, b1, w2, b2, gate] = inputs.dense;
-    let (rows, c, h) = (this.rows, inputs.channels(), inputs.hidden());
+    let [_, skip, w1, _, w2, _, _] = inputs.dense;
+    let rows = this.rows;
     let x_hat = x_hat.map_or_else(|| this.analyse(Purpose::Workspace), Ok)?;
     let x = this.x()?;
 
-    // The forward pass again, up to where the gradient comes in.
-    let z_pre = this.pre_activation(&x, &x_hat, skip)?;
-    let z = rows.bias_act(&z_pre, Some(bias), this.act(), Purpose::Workspace)?;
-    let mut m_pre = this.field(h, Purpose::Workspace)?;
-    rows.linear(&z, w1, &mut m_pre, 0.0)?;
-    let m = rows.bias_act(&m_pre, Some(b1), true, Purpose::Workspace)?;
-    let mut u = this.field(c, Purpose::Workspace)?;
-    rows.linear(&m, w2, &mut u, 0.0)?;
-
     let fits = grad.precision() == rows.storage;
-    let mut g = match grad {
+    let grad = match grad {
         grad if fits && grad.is_unshared() => grad,
         grad if fits => grad.copy(Purpose::Activation)?,
         grad => grad.cast(rows.storage, Purpose::Activation)?,
     };
-    let dtype = DType::real(rows.storage);
-    let mut gx = cx.device.alloc_unwritten(inputs.x.shape().clone(), dtype, Purpose::Activation)?;
-    let [g_b2, g_gate] = rows.gate_act_backward([&u, &x], [b2, gate], this.act(), [&mut g, &mut gx])?;
-    drop(u);
-    let g_w2 = rows.linear_grad_w(&g, &m, w2.shape())?;
-    drop(m);
-    let mut gm = this.field(h, Purpose::Workspace)?;
-    rows.linear_grad_x(&g, w2, &mut gm, 0.0)?;
-    let g_b1 = rows.bias_act_backward(&m_pre, b1, &mut gm, true)?;
-    drop(m_pre);
-    let g_w1 = rows.linear_grad_w(&gm, &z, w1.shape())?;
-    drop(z);
-    // The gradient of z takes the place of that of u.
-    rows.linear_grad_x(&gm, w1, &mut g, 0.0)?;
-    drop(gm);
-    let g_bias = rows.bias_act_backward(&z_pre, bias, &mut g, this.act())?;
-    drop(z_pre);
-    let g_skip = rows.linear_grad_w(&g, &x, skip.shape())?;
-    rows.linear_grad_x(&g, skip, &mut gx, 1.0)?;
+    let s = this.spectral_part(&x_hat)?;
+    let dense = match this.points(inputs) {
+        Some(points) => {
+            let adjoint = points.backward(s, &x, grad, inputs.dense)?;
+            let g_w2 = rows.linear_grad_w(&adjoint.g, &adjoint.m, w2.shape())?;
+            let g_w1 = rows.linear_grad_w(&adjoint.gm, &adjoint.z, w1.shape())?;
+            let g_skip = rows.linear_grad_w(&adjoint.gz, &x, skip.shape())?;
+            let Adjoint { gz, gx, g_bias, g_b1, g_b2, g_gate, .. } = adjoint;
+            DenseGrads { gx, gz, params: [g_bias, g_skip, g_w1, g_b1, g_w2, g_b2, g_gate] }
+        }
+        None => this.dense_gradients(inputs, &x, s, grad)?,
+    };
+    let DenseGrads { mut gx, gz: g, params } = dense;
 
     let (spectral, mix) = (cx.policy.transform.storage, cx.policy.contraction.storage);
     let (transform, scales) = (&block.transform, &this.scales.backward);
@@ -161,5 +202,5 @@ pub(super) fn backward(
     let gs = transform.to_grid(&gx_hat, Weights::Plain, &scales.to_grid, rows.storage, Purpose::Workspace)?;
     drop(gx_hat);
     rows.add_input_gradient(&gs, &x, &mut gx, this.tanh())?;
-    Ok(vec![gx, g_spectral, g_bias, g_skip, g_w1, g_b1, g_w2, g_b2, g_gate])
+    Ok([gx, g_spectral].into_iter().chain(params).collect())
 }

@@ -25,7 +25,7 @@ pub use generated::{BurgersData, DarcyData, DataSource, GeneratedData, NavierSto
 pub use import::{import_neuraloperator, neuraloperator_config};
 pub use model_file::{Model, Normalisers};
 pub use observer::{EpochRecord, Evaluation, Observer, Progress, Quiet, ScaleRecord};
-pub use plan::{JobPlan, PlanOp, plan};
+pub use plan::{JobPlan, PlanOp, plan, plan_for};
 pub use precision_report::{Discretisation, PrecisionReport, PrecisionRow};
 pub use run::{Run, RunOptions, StopReason, Summary, render_panels};
 pub use run_folder::{is_unused, newest_checkpoint};

@@ -46,7 +46,15 @@ impl JobPlan {
 /// # Errors
 /// Those of [`Trainer::new`].
 pub fn plan(config: &JobConfig, shapes: &DataShapes, threads: usize) -> Result<JobPlan, JobError> {
-    let device = Device::meta(Target::Cpu { threads });
+    plan_for(config, shapes, Target::Cpu { threads })
+}
+
+/// Plans a job for any target.
+///
+/// # Errors
+/// Those of [`Trainer::new`].
+pub fn plan_for(config: &JobConfig, shapes: &DataShapes, target: Target) -> Result<JobPlan, JobError> {
+    let device = Device::meta(target);
     let mut trainer = Trainer::new(config.clone(), &device, shapes, None)?;
     let batch: Vec<usize> = (0..config.train.batch_size.min(shapes.train.n)).collect();
     trainer.step(&batch)?;
@@ -58,7 +66,7 @@ pub fn plan(config: &JobConfig, shapes: &DataShapes, threads: usize) -> Result<J
     }
     trainer.evaluate_all()?;
     let memory = device.memory();
-    let saved = saved_by_forward(config, shapes, batch.len(), threads)?;
+    let saved = saved_by_forward(config, shapes, batch.len(), target)?;
     let n_parameters = trainer.params().n_scalars();
     let step_flops = step_flops(config, shapes, batch.len());
     Ok(JobPlan { n_parameters, memory, step, saved, step_flops })
@@ -69,9 +77,9 @@ fn saved_by_forward(
     config: &JobConfig,
     shapes: &DataShapes,
     batch: usize,
-    threads: usize,
+    target: Target,
 ) -> Result<MemoryReport, JobError> {
-    let device = Device::meta(Target::Cpu { threads });
+    let device = Device::meta(target);
     let policy = Arc::new(config.validate()?);
     let fno = Fno::new(config.model.fno().clone())?;
     let params = halfmode_nn::Params::new(&device, fno.param_specs(), &policy, 0)?;

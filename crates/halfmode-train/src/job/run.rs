@@ -5,7 +5,7 @@ use crate::job::run_curves::draw_curves;
 use crate::job::run_folder;
 use crate::job::{
     EpochRecord, Evaluation, JobConfig, JobData, JobError, JobPlan, Observer, Progress, ScaleRecord, TrainState,
-    Trainer, plan, write_report,
+    Trainer, plan_for, write_report,
 };
 use crate::pictures::{Field, moduli_png, prediction_png};
 use crate::{MetricsLog, atomic_write, write_named};
@@ -103,7 +103,7 @@ impl Run {
             return Err(JobError::OutNotEmpty { path: out.clone() });
         }
         let shapes = data.shapes();
-        let plan = plan(&config, &shapes, device.n_threads())?;
+        let plan = plan_for(&config, &shapes, device.target())?;
         let mut trainer = Trainer::new(config.clone(), device, &shapes, Some(data))?;
         let lock = run_folder::take(out)?;
         let text = toml::to_string(&config)

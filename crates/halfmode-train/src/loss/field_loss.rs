@@ -1,5 +1,7 @@
 //! The losses as one op: what they share, and the kernels that a backend owes them.
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::fields::{self, Backward, FieldNorm, Fields};
 use super::{H1Loss, LpLoss};
 use crate::{Error, Result};
@@ -54,6 +56,7 @@ impl LossKernels for Device {
         match (self.target(), loss) {
             (Target::Cpu { .. }, FieldLoss::Lp(loss)) => loss.norms_on_cpu(self, fields, pair, precision),
             (Target::Cpu { .. }, FieldLoss::H1(loss)) => loss.norms_on_cpu(self, fields, pair, precision),
+            // There norms do not come to the host.
             #[cfg(feature = "cuda")]
             (Target::Cuda, _) => Err(halfmode_tensor::Error::OnGpu.into()),
         }
@@ -70,6 +73,7 @@ impl LossKernels for Device {
         match (self.target(), loss) {
             (Target::Cpu { .. }, FieldLoss::Lp(loss)) => loss.gradient_on_cpu(self, fields, back, precision, grad),
             (Target::Cpu { .. }, FieldLoss::H1(loss)) => loss.gradient_on_cpu(self, fields, back, precision, grad),
+            // There norms do not come to the host.
             #[cfg(feature = "cuda")]
             (Target::Cuda, _) => Err(halfmode_tensor::Error::OnGpu.into()),
         }
@@ -97,6 +101,15 @@ impl FieldLoss<'_> {
             FieldLoss::Lp(loss) => loss.expect_inputs(inputs)?,
             FieldLoss::H1(loss) => loss.expect_inputs(inputs)?,
         };
+        #[cfg(feature = "cuda")]
+        if cx.device.target() == Target::Cuda {
+            let run = || {
+                let fields = Fields::of_pair(name, cx, x, y)?;
+                self.check(&fields)?;
+                cuda::forward(name, self, cx, &fields, [x, y])
+            };
+            return run().map_err(|err: Error| err.in_op(name));
+        }
         let run = || {
             let fields = Fields::of_pair(name, cx, x, y)?;
             self.check(&fields)?;
@@ -114,6 +127,12 @@ impl FieldLoss<'_> {
         needs: &[bool],
     ) -> halfmode_autograd::Result<Vec<Option<Tensor>>> {
         let Some(grad) = grads[0].take().filter(|_| needs[0]) else { return Ok(vec![None, None]) };
+        #[cfg(feature = "cuda")]
+        if cx.device.target() == Target::Cuda {
+            let name = self.name();
+            let grad_x = cuda::backward(name, self, cx, saved, &grad).map_err(|err| err.in_op(name))?;
+            return Ok(vec![Some(grad_x), None]);
+        }
         let back = Backward::start(saved, &grad)?;
         let x = &back.prediction;
         let mut grad_x = cx.device.alloc(x.shape().clone(), x.dtype(), Purpose::Activation)?;

@@ -1,5 +1,7 @@
 //! Losses as ops, and the same errors as plain functions for evaluation.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod evaluate;
 mod field_loss;
 mod fields;

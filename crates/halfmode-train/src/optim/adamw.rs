@@ -1,6 +1,11 @@
 //! AdamW, one pass over memory per parameter.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+#[cfg(feature = "cuda")]
+pub(super) use cuda::format;
 
 use crate::accumulator::Accumulator;
 use crate::checkpoint::{Array, Entry, Values};
@@ -97,6 +102,8 @@ pub struct AdamW {
     config: AdamWConfig,
     n_steps: u64,
     moments: Vec<Moments>,
+    #[cfg(feature = "cuda")]
+    fused: Option<cuda::Fused>,
 }
 
 impl AdamW {
@@ -117,7 +124,13 @@ impl AdamW {
             Ok(Moments { m: make(shape)?, v: make(halved.into())? })
         });
         let moments = moments.collect::<Result<_>>()?;
-        Ok(AdamW { config, n_steps: 0, moments })
+        Ok(AdamW {
+            config,
+            n_steps: 0,
+            moments,
+            #[cfg(feature = "cuda")]
+            fused: cuda::Fused::new(params)?,
+        })
     }
 
     /// The numbers, with the learning rate of the next step.
@@ -166,6 +179,14 @@ impl AdamW {
             }
         }
         self.begin_step();
+        #[cfg(feature = "cuda")]
+        if let Some(fused) = &mut self.fused {
+            let rule = Rule::new(&self.config, self.n_steps, unscale);
+            let all = params.list.iter_mut().zip(&mut self.moments).zip(grads);
+            let moved = all.filter_map(|((param, moments), grad)| Some((param, moments, grad.as_ref()?)));
+            let kind = self.config.kind;
+            return fused.step(rule, moved.map(|(param, moments, grad)| Update::new(rule, kind, param, moments, grad)));
+        }
         for (idx, (param, grad)) in params.list.iter_mut().zip(grads).enumerate() {
             if let Some(grad) = grad {
                 self.update(idx, param, grad, unscale)?;
@@ -192,12 +213,7 @@ impl AdamW {
         let Some(moments) = self.moments.get_mut(idx) else {
             return Err(Error::Parameters { what: "parameters", expected, found: idx + 1 });
         };
-        let stride = shared_stride(self.config.kind, &param.spec);
-        let (exact, copy) = match &mut param.master {
-            Some(master) => (master, Some(&mut param.value)),
-            None => (&mut param.value, None),
-        };
-        grad.device().adamw(Update { rule, stride, grad, moments, exact, copy })
+        grad.device().adamw(Update::new(rule, self.config.kind, param, moments, grad))
     }
 
     /// The state as tensors of a checkpoint: `adamw.t`, and `adamw.m.NAME` and `adamw.v.NAME` for
@@ -269,12 +285,27 @@ impl AdamWKernels for Device {
         match self.target() {
             Target::Cpu { .. } => cpu::update(self, update),
             #[cfg(feature = "cuda")]
-            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            Target::Cuda => cuda::update(self, update),
         }
     }
 }
 
-impl Update<'_> {
+impl<'a> Update<'a> {
+    fn new(
+        rule: Rule<f64>,
+        kind: AdamWKind,
+        param: &'a mut Parameter,
+        moments: &'a mut Moments,
+        grad: &'a Tensor,
+    ) -> Self {
+        let stride = shared_stride(kind, &param.spec);
+        let (exact, copy) = match &mut param.master {
+            Some(master) => (master, Some(&mut param.value)),
+            None => (&mut param.value, None),
+        };
+        Update { rule, stride, grad, moments, exact, copy }
+    }
+
     fn by_definition(self) -> Result<()> {
         let Update { rule, stride, grad, moments: Moments { m, v }, exact, copy } = self;
         let g = grad.to_vec::<f64>()?;
@@ -453,12 +484,7 @@ mod tests {
                             let (shape, precision) = (param.value.shape().clone(), param.exact().precision());
                             let grad = Tensor::from_slice(&device, &values, shape, precision, Purpose::Grad).unwrap();
                             let rule = Rule::new(&config, step as u64, 0.25);
-                            let stride = shared_stride(kind, &param.spec);
-                            let (exact, copy) = match &mut param.master {
-                                Some(master) => (master, Some(&mut param.value)),
-                                None => (&mut param.value, None),
-                            };
-                            kernels.adamw(Update { rule, stride, grad: &grad, moments, exact, copy }).unwrap();
+                            kernels.adamw(Update::new(rule, kind, param, moments, &grad)).unwrap();
                         }
                     }
                     params.list.iter().flat_map(|param| param.exact().to_vec::<f64>().unwrap()).collect::<Vec<_>>()

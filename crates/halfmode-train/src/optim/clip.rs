@@ -1,5 +1,8 @@
 //! The norm of all gradients, and whether they are finite.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::Result;
 use halfmode_tensor::Tensor;
 
@@ -22,6 +25,19 @@ pub struct GradStats {
 /// None today; those of reading tensors.
 pub fn grad_stats<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> Result<GradStats> {
     let mut sum = 0.0;
+    // Those of a GPU together, in one reduction.
+    #[cfg(feature = "cuda")]
+    let grads = {
+        let on_gpu = |grad: &&Tensor| grad.device().target() == halfmode_tensor::Target::Cuda;
+        let (mut on_gpu, elsewhere): (Vec<&Tensor>, Vec<&Tensor>) = grads.into_iter().partition(on_gpu);
+        while let Some(device) = on_gpu.first().map(|grad| grad.device().clone()) {
+            let (here, others) = on_gpu.into_iter().partition(|grad: &&Tensor| grad.device().same(&device));
+            let here: Vec<&Tensor> = here;
+            sum += cuda::sum_squares(&device, &here)?;
+            on_gpu = others;
+        }
+        elsewhere
+    };
     for grad in grads {
         if grad.device().launches() {
             sum += grad.sum_squares()?;
