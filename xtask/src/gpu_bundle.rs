@@ -9,7 +9,16 @@ use crate::error::Error;
 use crate::metadata;
 
 /// Tests that need a GPU: package, test target, and the feature that brings the GPU in, if the package has it.
-const TESTS: &[(&str, &str, Option<&str>)] = &[("halfmode-cuda", "device", None)];
+const TESTS: &[(&str, &str, Option<&str>)] = &[
+    ("halfmode-cuda", "device", None),
+    ("halfmode-tensor", "cuda", Some("cuda")),
+    ("halfmode-nn", "spectral_conv", Some("cuda")),
+    ("halfmode-nn", "fno_block", Some("cuda")),
+    ("halfmode-nn", "pointwise_mlp", Some("cuda")),
+    ("halfmode-train", "cuda", Some("cuda")),
+    ("halfmode-train", "cuda_losses", Some("cuda")),
+    ("halfmode-train", "cuda_job", Some("cuda")),
+];
 const BENCHES: [&str; 2] = ["step", "transform"];
 
 /// Ignored by git.

@@ -32,7 +32,7 @@ template <> __device__ __forceinline__ f32 narrow<f32>(f64 x) { return f32(x); }
 template <> __device__ __forceinline__ f16 narrow<f16>(f64 x) { return __double2half(x); }
 template <> __device__ __forceinline__ bf16 narrow<bf16>(f64 x) { return __double2bfloat16(x); }
 
-// `N` neighbouring values that are loaded and stored at once.
+// `Count` neighbouring values that are loaded and stored at once.
 template <class Stored, int Count> struct alignas(sizeof(Stored) * Count) Pack { Stored at[Count]; };
 
 // The exact GELU and its derivative.

@@ -305,7 +305,7 @@ impl Context {
         self.bind()?;
         let mut state = fft.state.lock().unwrap_or_else(PoisonError::into_inner);
         let made = fft.plan(&mut state, plan, self)?;
-        fft.run(plan, made, from, to)
+        self.timed(|| format!("fft {}", plan.describe()), || fft.run(plan, made, from, to))
     }
 
     /// Bytes of the work area that such transforms use while they run; plans share it.

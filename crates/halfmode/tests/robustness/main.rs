@@ -1,6 +1,6 @@
 //! What users and machines get wrong. `CASES` is `docs/robustness.md`: each row of its table is one case,
 //! and the test compares exit code and message with the page, word for word. `HALFMODE_BLESS=1` writes
-//! the page.
+//! the page, which is that of a build without a GPU backend.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test")]
@@ -118,11 +118,15 @@ fn every_row_of_the_page_is_what_happens() {
     assert_eq!(leftovers.stdout, "", "temporary files were left");
     let text = page(&rows);
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/robustness.md");
-    if std::env::var_os("HALFMODE_BLESS").is_some() {
+    let is_the_pages_build = !cfg!(feature = "cuda");
+    if is_the_pages_build && std::env::var_os("HALFMODE_BLESS").is_some() {
         std::fs::write(&file, &text).unwrap();
     }
     assert!(failures.is_empty(), "{} rows fail\n{}", failures.len(), failures.join("\n"));
     let written = std::fs::read_to_string(&file).unwrap();
+    if !is_the_pages_build {
+        return;
+    }
     for (line, (now, then)) in text.lines().zip(written.lines()).enumerate() {
         assert_eq!(now, then, "docs/robustness.md:{}: run with HALFMODE_BLESS=1 if this is meant", line + 1);
     }
