@@ -314,11 +314,19 @@ points_backward(const T* s, const T* __restrict__ x, const T* grad, const P* bia
     }
 }
 
-// out[c] = sum over the parts of column first + c, in order.
-extern "C" __global__ void sum_parts(const f32* parts, f32* out, int n_parts, int first, int n) {
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= n) return;
+// The sums over all parts, by what they are: 32 columns and 32 runs of parts a block, each in order, then the runs.
+extern "C" __global__ void sum_parts(const f32* parts, f32* g_b2, f32* g_gate, f32* g_bias, f32* g_b1, int n_parts) {
+    __shared__ f32 runs[32][33];
+    constexpr int N = 3 * C + H;
+    int column = threadIdx.x % 32, run = threadIdx.x / 32, c = blockIdx.x * 32 + column;
     f32 sum = 0;
-    for (int i = 0; i < n_parts; ++i) sum += parts[i * (3ll * C + H) + first + c];
-    out[c] = sum;
+    if (c < N)
+        for (int i = run; i < n_parts; i += 32) sum += parts[(long long)i * N + c];
+    runs[run][column] = sum;
+    __syncthreads();
+    if (run || c >= N) return;
+    sum = 0;
+    for (int i = 0; i < 32; ++i) sum += runs[i][column];
+    f32* to = c < C ? g_b2 + c : c < 2 * C ? g_gate + (c - C) : c < 3 * C ? g_bias + (c - 2 * C) : g_b1 + (c - 3 * C);
+    *to = sum;
 }

@@ -194,12 +194,17 @@ extern "C" __global__ void add_input_gradient(const T* g, const T* x, T* gx, int
     });
 }
 
-// out[k][c] = sum over parts[k][..][c], in order; grid (c, k).
+// out[c] = sum over parts[..][c]: 32 columns and 32 runs of parts a block, each in order, then the runs in order.
 extern "C" __global__ void add_parts(const A* parts, A* out, int n_parts, int channels) {
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= channels) return;
-    const A* from = parts + (long long)blockIdx.y * n_parts * channels + c;
+    __shared__ A runs[32][33];
+    int column = threadIdx.x % 32, run = threadIdx.x / 32, c = blockIdx.x * 32 + column;
     A sum = 0;
-    for (int i = 0; i < n_parts; ++i) sum += from[(long long)i * channels];
-    out[blockIdx.y * channels + c] = sum;
+    if (c < channels)
+        for (int i = run; i < n_parts; i += 32) sum += parts[(long long)i * channels + c];
+    runs[run][column] = sum;
+    __syncthreads();
+    if (run || c >= channels) return;
+    sum = 0;
+    for (int i = 0; i < 32; ++i) sum += runs[i][column];
+    out[c] = sum;
 }

@@ -112,7 +112,7 @@ impl RowKernels<'_> {
                 Arg::I32(n_parts as i32),
                 Arg::I32(channels as i32),
             ];
-            cuda.launch(ROWS, &defines, "add_parts", Grid::row(channels.div_ceil(THREADS), THREADS), &args)?;
+            cuda.launch(ROWS, &defines, "add_parts", Grid::row(channels.div_ceil(32), 1024), &args)?;
         }
         Ok(sums)
     }

@@ -102,20 +102,15 @@ impl<'a> Points<'a> {
             let args = [&fields[..], &params, &outputs].concat();
             cuda.launch(KERNELS, &self.defines(), "points_backward", grid, &args)?;
         }
-        let sum = |first: usize, shape: &Shape| -> Result<Tensor> {
-            let mut out = device.alloc_unwritten(shape.clone(), wide, Purpose::Grad)?;
-            if let Some(cuda) = device.as_cuda() {
-                let n = shape.numel();
-                let numbers = [n_parts, first, n].map(|it| Arg::I32(it as i32));
-                let [n_parts, first, n_out] = numbers;
-                let args = [parts.input()?, out.output()?, n_parts, first, n_out];
-                cuda.launch(KERNELS, &self.defines(), "sum_parts", Grid::row(n.div_ceil(32), 32), &args)?;
-            }
-            Ok(out)
-        };
-        let [bias, _, _, b1, _, b2, gate] = dense.map(Tensor::shape);
-        let (g_b2, g_gate) = (sum(0, b2)?, sum(c, gate)?);
-        let (g_bias, g_b1) = (sum(2 * c, bias)?, sum(3 * c, b1)?);
+        let [bias, _, _, b1, _, b2, gate] = dense.map(|it| it.shape().clone());
+        let sum = |shape: Shape| device.alloc_unwritten(shape, wide, Purpose::Grad);
+        let (mut g_b2, mut g_gate, mut g_bias, mut g_b1) = (sum(b2)?, sum(gate)?, sum(bias)?, sum(b1)?);
+        if let Some(cuda) = device.as_cuda() {
+            let sums = [g_b2.output()?, g_gate.output()?, g_bias.output()?, g_b1.output()?];
+            let args = [&[parts.input()?][..], &sums, &[Arg::I32(n_parts as i32)]].concat();
+            let grid = Grid::row(self.n_sums().div_ceil(32), 1024);
+            cuda.launch(KERNELS, &self.defines(), "sum_parts", grid, &args)?;
+        }
         Ok(Adjoint { z, m, g, gm, gz, gx, g_bias, g_b1, g_b2, g_gate })
     }
 }
