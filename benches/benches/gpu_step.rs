@@ -1,7 +1,8 @@
 //! Whole training steps (forward, relative L2 loss, backward, AdamW) on a GPU beside what neuraloperator 2.0.0 takes
 //! for the same step on one H200, and what the time is spent on.
 //!
-//! Arguments: a filter on `name/preset`; `--kernels` prints every launch of a step.
+//! Arguments: a filter on `name/preset`; `--kernels` prints every launch of a step; `--steps=N` takes N more steps and
+//! prints what became of the loss.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a bench")]
 
 #[cfg(not(feature = "cuda"))]
@@ -68,6 +69,7 @@ mod cuda {
         let args: Vec<String> = std::env::args().skip(1).filter(|it| it != "--bench").collect();
         let kernels = args.iter().any(|it| it == "--kernels");
         let filter = args.iter().find(|it| !it.starts_with('-')).cloned().unwrap_or_default();
+        let steps = args.iter().find_map(|it| it.strip_prefix("--steps=")?.parse().ok()).unwrap_or(0);
         println!(
             "{:<36} {:>9} {:>9} {:>9} {:>7} {:>7} {:>10} {:>10} {:>10} {:>7}",
             "step", "us", "peer us", "graph us", "x peer", "x graph", "ledger MB", "held MB", "peer MB", "memory"
@@ -79,7 +81,7 @@ mod cuda {
                 ("full", Preset::Full, Precision::F16),
             ] {
                 if format!("{}/{label}", row.name).contains(&filter) {
-                    run(row, label, preset, format, kernels);
+                    run(row, label, preset, format, kernels, steps);
                 }
             }
         }
@@ -109,7 +111,7 @@ mod cuda {
         Trainer::new(config, device, &shapes, Some(data)).unwrap()
     }
 
-    fn run(row: &Row, label: &str, preset: Preset, format: Precision, kernels: bool) {
+    fn run(row: &Row, label: &str, preset: Preset, format: Precision, kernels: bool, steps: usize) {
         let cache = std::env::temp_dir().join("halfmode-bench-kernels");
         let device = Device::cuda(0, Some(cache)).unwrap();
         let mut trainer = trainer(row, &device, preset, format);
@@ -146,6 +148,13 @@ mod cuda {
         );
         if kernels {
             print_kernels(cuda, &mut trainer, &indices);
+        }
+        if steps > 0 {
+            let losses: Vec<f64> = (0..steps).map(|_| trainer.step(&indices).unwrap().loss).collect();
+            let finite = losses.iter().filter(|it| it.is_finite()).count();
+            let (first, last) = (losses[0], losses[steps - 1]);
+            let skipped = trainer.state().skipped_steps;
+            println!("    {steps} more steps: loss {first:.4} to {last:.4}, {finite} finite, {skipped} skipped in all");
         }
     }
 

@@ -19,7 +19,7 @@ const TESTS: &[(&str, &str, Option<&str>)] = &[
     ("halfmode-train", "cuda_losses", Some("cuda")),
     ("halfmode-train", "cuda_job", Some("cuda")),
 ];
-const BENCHES: [&str; 2] = ["step", "transform"];
+const BENCHES: [&str; 3] = ["step", "transform", "gpu_step"];
 
 /// Ignored by git.
 const FOLDER: &str = "gpu-bundle";
