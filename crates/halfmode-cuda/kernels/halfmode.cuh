@@ -15,6 +15,12 @@ template <class Stored> struct accumulator { using type = f32; };
 template <> struct accumulator<f64> { using type = f64; };
 template <class Stored> using acc_t = typename accumulator<Stored>::type;
 
+// The accumulator of two storage types: the wider of theirs.
+template <class First, class Second> struct wider { using type = f32; };
+template <class Second> struct wider<f64, Second> { using type = f64; };
+template <class First> struct wider<First, f64> { using type = f64; };
+template <> struct wider<f64, f64> { using type = f64; };
+
 template <class Wide> __device__ __forceinline__ Wide widen(f64 x) { return Wide(x); }
 template <class Wide> __device__ __forceinline__ Wide widen(f32 x) { return Wide(x); }
 template <class Wide> __device__ __forceinline__ Wide widen(f16 x) { return Wide(__half2float(x)); }
@@ -50,3 +56,15 @@ __device__ __forceinline__ f64 gelu_slope(f64 x) {
 // First item and stride of a thread that walks over a row of items with all threads of the grid.
 __device__ __forceinline__ long long grid_start() { return blockIdx.x * (long long)blockDim.x + threadIdx.x; }
 __device__ __forceinline__ long long grid_stride() { return gridDim.x * (long long)blockDim.x; }
+
+// The sum of the values of a block of `Threads` threads, in thread 0, in the order of a tree.
+template <int Threads> __device__ __forceinline__ f64 block_sum(f64 value) {
+    __shared__ f64 sums[Threads];
+    sums[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = Threads / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    return sums[0];
+}

@@ -5,8 +5,6 @@
 // Points of a field in either layout, [batch, c, points] or [batch, points, c], to rows of channels and back.
 #include "halfmode.cuh"
 
-template <class A, class B> struct wider { using type = f32; };
-template <class B> struct wider<f64, B> { using type = f64; };
 using A = wider<S, T>::type;
 
 __device__ __forceinline__ long long place(long long point, int c, long long points, int channels, int first) {

@@ -4,11 +4,6 @@
 // Elementwise operations on whole tensors and sums over them. S is the type that is read, T the one that is written.
 #include "halfmode.cuh"
 
-// The wider accumulator of two storage types.
-template <class A, class B> struct wider { using type = f32; };
-template <class B> struct wider<f64, B> { using type = f64; };
-template <class A> struct wider<A, f64> { using type = f64; };
-template <> struct wider<f64, f64> { using type = f64; };
 using A = wider<S, T>::type;
 
 // Applies `f` to `n` pairs of scalars, four at a time.

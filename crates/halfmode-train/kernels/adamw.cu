@@ -161,18 +161,6 @@ extern "C" __global__ void update_all(const Parameter* table, int n_parameters, 
 
 constexpr int THREADS = 256;
 
-// The sum of a block's values, in thread 0, in the order of a tree.
-__device__ __forceinline__ f64 block_sum(f64 value) {
-    __shared__ f64 sums[THREADS];
-    sums[threadIdx.x] = value;
-    __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-        __syncthreads();
-    }
-    return sums[0];
-}
-
 // parts[block] = sum of squares of the gradients in the block's chunks; one order for a number of blocks.
 extern "C" __global__ void sum_squares(const Parameter* table, int n_parameters, long long n_chunks, f64* parts) {
     f64 sum = 0;
@@ -192,7 +180,7 @@ extern "C" __global__ void sum_squares(const Parameter* table, int n_parameters,
             sum += f64(g[0]) * f64(g[0]);
         }
     }
-    sum = block_sum(sum);
+    sum = block_sum<THREADS>(sum);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
@@ -203,7 +191,7 @@ extern "C" __global__ void judge(const f64* parts, int n_parts, const void* loss
                                  f64* report) {
     f64 sum = 0;
     for (int i = threadIdx.x; i < n_parts; i += THREADS) sum += parts[i];
-    sum = block_sum(sum);
+    sum = block_sum<THREADS>(sum);
     if (threadIdx.x != 0) return;
     A value[1];
     load<1>(loss_format, loss, 0, value);

@@ -18,18 +18,6 @@ constexpr int THREADS = 256;
 // Scalars of a chunk.
 constexpr long long CHUNK = 8192;
 
-// The sum of a block's values, in thread 0, in the order of a tree.
-__device__ __forceinline__ f64 block_sum(f64 value) {
-    __shared__ f64 sums[THREADS];
-    sums[threadIdx.x] = value;
-    __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-        __syncthreads();
-    }
-    return sums[0];
-}
-
 template <class Stored> __device__ f64 squares(const void* x, long long from, long long to) {
     const Stored* values = static_cast<const Stored*>(x);
     f64 sum = 0;
@@ -63,7 +51,7 @@ extern "C" __global__ void sum_parts(const Values* table, int n_tensors, long lo
         default: sum += squares<f16>(at.x, from, to);
         }
     }
-    sum = block_sum(sum);
+    sum = block_sum<THREADS>(sum);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
@@ -71,6 +59,6 @@ extern "C" __global__ void sum_parts(const Values* table, int n_tensors, long lo
 extern "C" __global__ void sum_all(const f64* parts, f64* sum) {
     f64 own = 0;
     for (int i = threadIdx.x; i < BLOCKS; i += THREADS) own += parts[i];
-    own = block_sum(own);
+    own = block_sum<THREADS>(own);
     if (threadIdx.x == 0) sum[0] = own;
 }
