@@ -1,5 +1,6 @@
 //! Whole training steps (forward, relative L2 loss, backward, AdamW) on a GPU beside what neuraloperator 2.0.0 takes
-//! for the same step on one H200, and what the time is spent on.
+//! for the same step on one H200, and what the time is spent on. Steps are recorded and replayed as a training run
+//! does; `launched` is the same step launch by launch.
 //!
 //! Arguments: a filter on `name/preset`; `--kernels` prints every launch of a step; `--steps=N` takes N more steps and
 //! prints what became of the loss.
@@ -71,8 +72,18 @@ mod cuda {
         let filter = args.iter().find(|it| !it.starts_with('-')).cloned().unwrap_or_default();
         let steps = args.iter().find_map(|it| it.strip_prefix("--steps=")?.parse().ok()).unwrap_or(0);
         println!(
-            "{:<36} {:>9} {:>9} {:>9} {:>7} {:>7} {:>10} {:>10} {:>10} {:>7}",
-            "step", "us", "peer us", "graph us", "x peer", "x graph", "ledger MB", "held MB", "peer MB", "memory"
+            "{:<36} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>10} {:>10} {:>10} {:>7}",
+            "step",
+            "us",
+            "launched",
+            "peer us",
+            "graph us",
+            "x peer",
+            "x graph",
+            "ledger MB",
+            "held MB",
+            "peer MB",
+            "memory"
         );
         for row in &ROWS {
             for (label, preset, format) in [
@@ -116,29 +127,20 @@ mod cuda {
         let device = Device::cuda(0, Some(cache)).unwrap();
         let mut trainer = trainer(row, &device, preset, format);
         let indices: Vec<usize> = (0..row.batch).collect();
-        for _ in 0..WARM_UP {
-            _ = trainer.step(&indices).unwrap();
-        }
         let Some(cuda) = device.as_cuda() else { return };
         device.reset_peak();
-        let mut times: Vec<f64> = (0..STEPS)
-            .map(|_| {
-                let timer = Timer::start(cuda.context()).unwrap();
-                _ = trainer.step(&indices).unwrap();
-                timer.stop().unwrap()
-            })
-            .collect();
-        times.sort_by(f64::total_cmp);
-        let us = times[STEPS / 2];
-        let mb = |bytes: usize| bytes as f64 / 1e6;
+        let us = time(cuda, &mut trainer, &indices);
         let held = cuda.context().memory_info().unwrap().held_peak;
+        trainer.record_steps(false);
+        let launched = time(cuda, &mut trainer, &indices);
+        let mb = |bytes: usize| bytes as f64 / 1e6;
         let ratio = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.2}", ms * 1e3 / us));
-        let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.0}", ms * 1e3));
+        let peer = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.0}", ms * 1e3));
         println!(
-            "{:<36} {us:>9.0} {:>9} {:>9} {:>7} {:>7} {:>10.0} {:>10.0} {:>10.0} {:>7.2}",
+            "{:<36} {us:>9.0} {launched:>9.0} {:>9} {:>9} {:>7} {:>7} {:>10.0} {:>10.0} {:>10.0} {:>7.2}",
             format!("{}/{label}", row.name),
-            time(row.peer_ms),
-            time(row.graph_ms),
+            peer(row.peer_ms),
+            peer(row.graph_ms),
             ratio(row.peer_ms),
             ratio(row.graph_ms),
             mb(device.memory().total.peak),
@@ -150,12 +152,29 @@ mod cuda {
             print_kernels(cuda, &mut trainer, &indices);
         }
         if steps > 0 {
+            trainer.record_steps(true);
             let losses: Vec<f64> = (0..steps).map(|_| trainer.step(&indices).unwrap().loss).collect();
             let finite = losses.iter().filter(|it| it.is_finite()).count();
             let (first, last) = (losses[0], losses[steps - 1]);
             let skipped = trainer.state().skipped_steps;
             println!("    {steps} more steps: loss {first:.4} to {last:.4}, {finite} finite, {skipped} skipped in all");
         }
+    }
+
+    /// Median of some steps in microseconds, the host's part and its wait at the end included.
+    fn time(cuda: &CudaDevice, trainer: &mut Trainer, indices: &[usize]) -> f64 {
+        for _ in 0..WARM_UP {
+            _ = trainer.step_before(indices, indices).unwrap();
+        }
+        let mut times: Vec<f64> = (0..STEPS)
+            .map(|_| {
+                let timer = Timer::start(cuda.context()).unwrap();
+                _ = trainer.step_before(indices, indices).unwrap();
+                timer.stop().unwrap()
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        times[STEPS / 2]
     }
 
     fn print_kernels(cuda: &CudaDevice, trainer: &mut Trainer, indices: &[usize]) {

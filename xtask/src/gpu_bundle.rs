@@ -18,6 +18,7 @@ const TESTS: &[(&str, &str, Option<&str>)] = &[
     ("halfmode-train", "cuda", Some("cuda")),
     ("halfmode-train", "cuda_losses", Some("cuda")),
     ("halfmode-train", "cuda_job", Some("cuda")),
+    ("halfmode-train", "cuda_graph", Some("cuda")),
 ];
 const BENCHES: [&str; 3] = ["step", "transform", "gpu_step"];
 

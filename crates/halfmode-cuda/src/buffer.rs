@@ -60,7 +60,7 @@ impl Buffer {
         self.address
     }
 
-    fn check(&self, offset: usize, n_bytes: usize) -> Result<u64> {
+    pub(crate) fn check(&self, offset: usize, n_bytes: usize) -> Result<u64> {
         let end = offset.saturating_add(n_bytes);
         if end > self.len {
             return Err(Error::Range { offset, end, len: self.len });
@@ -84,19 +84,23 @@ impl Buffer {
         Ok(Span { buffer: self, offset: range.start, len })
     }
 
-    /// Writes bytes at `offset`.
+    /// Writes bytes at `offset`. While launches are recorded this happens at once and is no part of the graph, whose
+    /// own memory it may therefore not write to.
     ///
     /// # Errors
-    /// [`Error::Range`], [`Error::Driver`].
+    /// [`Error::Range`], [`Error::Recording`], [`Error::Driver`].
     pub fn upload(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         let address = self.check(offset, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
         }
+        let stream = self.context.upload_stream(self.address).ok_or(Error::Recording { n_bytes: bytes.len() })?;
         self.context.bind()?;
         // SAFETY: the destination lies inside this buffer, and the wait keeps the source alive long enough.
-        check("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(address, bytes, self.context.stream()) })?;
-        self.context.synchronize()
+        unsafe {
+            check("cuMemcpyHtoDAsync", result::memcpy_htod_async(address, bytes, stream))?;
+            check("cuStreamSynchronize", result::stream::synchronize(stream))
+        }
     }
 
     /// Reads bytes from `offset` on.

@@ -63,6 +63,8 @@ pub(crate) struct Inner {
     device: sys::CUdevice,
     raw: sys::CUcontext,
     stream: sys::CUstream,
+    /// Copies from the host, beside the launches of the other.
+    copies: sys::CUstream,
     info: DeviceInfo,
     roots: Roots,
     cache: Option<PathBuf>,
@@ -177,11 +179,13 @@ impl Context {
         let raw = check("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
         // SAFETY: `raw` is alive.
         check("cuCtxSetCurrent", unsafe { result::ctx::set_current(raw) })?;
-        let stream = check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        let stream = || check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking));
+        let (stream, copies) = (stream()?, stream()?);
         Ok(Context(Arc::new(Inner {
             device,
             raw,
             stream,
+            copies,
             info,
             roots,
             cache,
@@ -217,6 +221,10 @@ impl Context {
 
     pub(crate) fn stream(&self) -> sys::CUstream {
         self.0.stream
+    }
+
+    pub(crate) fn copies(&self) -> sys::CUstream {
+        self.0.copies
     }
 
     /// Makes the context the calling thread's own, as every call to the driver needs.
@@ -320,6 +328,16 @@ impl Context {
         memory.capturing
     }
 
+    /// Where bytes for this address may be copied from the host at once: on the stream of the launches, or while
+    /// they are recorded on the other. `None` for memory of the graph that is being recorded, which every replay
+    /// writes to in its turn.
+    pub(crate) fn upload_stream(&self, address: u64) -> Option<sys::CUstream> {
+        let memory = self.memory();
+        let Some(id) = memory.capturing else { return Some(self.0.stream) };
+        let is_own = memory.captured.get(&id).is_some_and(|pool| pool.holds(address));
+        (!is_own).then_some(self.0.copies)
+    }
+
     /// Takes memory from the common pool again.
     pub(crate) fn end_own_pool(&self) {
         self.memory().capturing = None;
@@ -354,6 +372,7 @@ impl Drop for Inner {
         // context alive. Errors have nobody to go to.
         unsafe {
             let _ = result::ctx::set_current(self.raw);
+            let _ = result::stream::synchronize(self.copies);
             let _ = result::stream::synchronize(self.stream);
             self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             drop(self.blas.take());
@@ -364,6 +383,7 @@ impl Drop for Inner {
                 let _ = result::free_sync(segment);
             }
             let _ = result::stream::destroy(self.stream);
+            let _ = result::stream::destroy(self.copies);
             let _ = result::primary_ctx::release(self.device);
         }
     }

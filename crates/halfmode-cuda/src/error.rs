@@ -111,6 +111,12 @@ pub enum Error {
         /// What does not fit.
         problem: String,
     },
+    /// Bytes of the host were to be written to memory of a graph while it is recorded: replays would not write them.
+    #[error("{n_bytes} bytes of the host cannot be written while a graph is recorded: run the work once before")]
+    Recording {
+        /// How many.
+        n_bytes: usize,
+    },
     /// A copy would leave its buffer.
     #[error("bytes {offset} to {end} are outside of a buffer of {len} bytes")]
     Range {

@@ -20,16 +20,18 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Context {
-    /// Records what `work` launches, instead of running it.
+    /// Records what `work` launches, instead of running it. Everything launched before is done first, and unused
+    /// memory goes back to the driver, so that what `work` takes is not held twice.
     ///
     /// # Errors
-    /// Those of `work`, and [`Error::Driver`] if it did something that cannot be recorded, such as waiting
+    /// Those of `work`, [`Error::Recording`] if it writes to its own memory from the host, and [`Error::Driver`] if it did something that cannot be recorded, such as waiting
     /// for the device.
     pub fn capture<E: From<Error>>(
         &self,
         work: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<Graph, E> {
-        self.bind()?;
+        self.synchronize()?;
+        self.trim()?;
         let nested = || Error::Launch { kernel: "capture".to_owned(), problem: "a capture is going on".to_owned() };
         let pool = self.begin_own_pool().ok_or_else(nested)?;
         let captured = self.capture_into(pool, work);

@@ -11,9 +11,10 @@ use halfmode_precision::{DType, Precision};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use crate::cuda_feed::Feed;
 pub use halfmode_cuda::{
-    Arg, Compute, Context, DeviceInfo, Error as CudaError, Grid, Library, Matmul, MemoryInfo, Operand, Roots, Scalar,
-    Source, Span, Spent, Timer, load, n_devices,
+    Arg, Compute, Context, DeviceInfo, Error as CudaError, Graph, Grid, Library, Matmul, MemoryInfo, Operand, Roots,
+    Scalar, Source, Span, Spent, Timer, load, n_devices,
 };
 
 /// An NVIDIA GPU and what is allocated on it.

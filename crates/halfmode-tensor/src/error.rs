@@ -74,6 +74,13 @@ pub enum Error {
     #[cfg(feature = "cuda")]
     #[error("a GPU kernel was given values that are not on a GPU")]
     NotOnGpu,
+    /// Batches go to a GPU in another order or size than they were sent.
+    #[cfg(feature = "cuda")]
+    #[error("a feed of batches: {problem}")]
+    Feed {
+        /// What does not fit.
+        problem: &'static str,
+    },
     /// The GPU, its driver or its libraries.
     #[cfg(feature = "cuda")]
     #[error(transparent)]

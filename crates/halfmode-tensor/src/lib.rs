@@ -5,6 +5,8 @@
 mod avx512;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+mod cuda_feed;
 mod device;
 mod edges;
 mod error;

@@ -128,14 +128,40 @@ extern "C" __global__ void update_one(const void* grad, void* m, void* v, void* 
     for (long long chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x) update(rule, at, chunk);
 }
 
-// The place of a step's numbers in memory, after the ten of the rule.
-enum Number { SKIP = 10, SCALE, MAX_NORM, N_NUMBERS };
+// The place of a step's numbers in memory. First those of the rule, in its order.
+enum Number {
+    UNSCALE, BETA_1, REST_1, BETA_2, REST_2, BEFORE, AFTER, STEP, ROOT, EPS,
+    // Whether the step leaves everything alone.
+    SKIP,
+    // The loss scale of the next step; the largest norm of all unscaled gradients together, 0 for none.
+    SCALE, MAX_NORM,
+    // Steps taken, learning rate, weight decay, and whether the convention is torch's.
+    TAKEN, RATE, DECAY, TORCH,
+    // Whether the loss scale moves; finite steps in a row, and how it moves.
+    DYNAMIC, N_FINITE, INTERVAL, GROWTH, BACKOFF, SCALE_MIN, SCALE_MAX,
+    N_NUMBERS
+};
 
-// The numbers of a step, for launches that read them from memory. Nothing is skipped.
+// The rule of one step, for launches that read it from memory. Nothing is skipped.
 extern "C" __global__ void set_rule(f64* to, f64 unscale, f64 beta_1, f64 rest_1, f64 beta_2, f64 rest_2, f64 before,
-                                    f64 after, f64 step, f64 root, f64 eps, f64 scale, f64 max_norm) {
-    f64 values[] = {unscale, beta_1, rest_1, beta_2, rest_2, before, after, step, root, eps, 0.0, scale, max_norm};
-    if (threadIdx.x < N_NUMBERS) to[threadIdx.x] = values[threadIdx.x];
+                                    f64 after, f64 step, f64 root, f64 eps) {
+    f64 values[] = {unscale, beta_1, rest_1, beta_2, rest_2, before, after, step, root, eps, 0.0};
+    if (threadIdx.x <= SKIP) to[threadIdx.x] = values[threadIdx.x];
+}
+
+__device__ __forceinline__ Rule rule_in(const f64* r) {
+    return {A(r[UNSCALE]), A(r[BETA_1]), A(r[REST_1]), A(r[BETA_2]), A(r[REST_2]),
+            A(r[BEFORE]),  A(r[AFTER]),  A(r[STEP]),   A(r[ROOT]),   A(r[EPS])};
+}
+
+// One parameter, its rule and whether to leave everything alone in memory.
+extern "C" __global__ void update_next(const void* grad, void* m, void* v, void* exact, void* copy, long long n_items,
+                                       int stride, int formats, const f64* numbers) {
+    if (numbers[SKIP] != 0.0) return;
+    Parameter at = {0, grad, m, v, exact, copy, n_items, stride, formats};
+    Rule rule = rule_in(numbers);
+    long long n_chunks = (n_items + CHUNK - 1) / CHUNK;
+    for (long long chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x) update(rule, at, chunk);
 }
 
 // The last parameter that does not start after the chunk.
@@ -150,9 +176,9 @@ __device__ __forceinline__ const Parameter& parameter_of(const Parameter* table,
 }
 
 // All parameters of a table; the rule's numbers and whether to leave everything alone are read from memory.
-extern "C" __global__ void update_all(const Parameter* table, int n_parameters, long long n_chunks, const f64* r) {
-    if (r[SKIP] != 0.0) return;
-    Rule rule = {A(r[0]), A(r[1]), A(r[2]), A(r[3]), A(r[4]), A(r[5]), A(r[6]), A(r[7]), A(r[8]), A(r[9])};
+extern "C" __global__ void update_all(const Parameter* table, int n_parameters, long long n_chunks, const f64* numbers) {
+    if (numbers[SKIP] != 0.0) return;
+    Rule rule = rule_in(numbers);
     for (long long chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x) {
         Parameter at = parameter_of(table, n_parameters, chunk);
         update(rule, at, chunk - at.first_chunk);
@@ -184,23 +210,52 @@ extern "C" __global__ void sum_squares(const Parameter* table, int n_parameters,
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-// Decides over a step from its loss and its gradients, which have the loss scale in them: clips them to MAX_NORM
-// unless that is 0, and skips the step if something is not finite. The host reads the report: loss, sum of squares,
-// whether the step goes ahead. One block.
+// What the host reads of a step: loss, sum of squares of the gradients, whether it was taken; and what the next begins
+// with: loss scale, finite steps in a row, steps taken.
+struct Report {
+    f64 loss, sum, taken, scale, n_finite, n_taken;
+};
+
+// The loss scale after a step, as DynamicScaler moves it.
+__device__ __forceinline__ void move_scale(f64* numbers, bool finite) {
+    f64 scale = numbers[SCALE], n_finite = finite ? numbers[N_FINITE] + 1.0 : 0.0;
+    if (!finite) scale = max(scale * numbers[BACKOFF], numbers[SCALE_MIN]);
+    if (n_finite >= numbers[INTERVAL]) {
+        n_finite = 0.0;
+        scale = min(scale * numbers[GROWTH], numbers[SCALE_MAX]);
+    }
+    numbers[SCALE] = scale;
+    numbers[N_FINITE] = n_finite;
+}
+
+// Decides over a step from its loss and its gradients, which have the loss scale in them, or without `parts` from its
+// loss alone: clips gradients to MAX_NORM, skips the step if something is not finite, and sets the rule of the update
+// and the scale of the next step, with which its backward pass begins. One block.
 extern "C" __global__ void judge(const f64* parts, int n_parts, const void* loss, int loss_format, f64* numbers,
-                                 f64* report) {
+                                 void* seed, int seed_format, Report* report) {
     f64 sum = 0;
     for (int i = threadIdx.x; i < n_parts; i += THREADS) sum += parts[i];
     sum = block_sum<THREADS>(sum);
     if (threadIdx.x != 0) return;
     A value[1];
     load<1>(loss_format, loss, 0, value);
-    f64 scale = numbers[SCALE], most = numbers[MAX_NORM];
-    f64 clip = most > 0.0 ? min(1.0, most / (sqrt(sum) / scale + 1e-6)) : 1.0;
     bool finite = isfinite(sum) && isfinite(f64(value[0]));
-    numbers[0] = clip / scale;
+    if (finite) {
+        f64 scale = numbers[SCALE], most = numbers[MAX_NORM];
+        f64 clip = most > 0.0 ? min(1.0, most / (sqrt(sum) / scale + 1e-6)) : 1.0;
+        f64 t = numbers[TAKEN] + 1.0, rate = numbers[RATE], keep = 1.0 - rate * numbers[DECAY];
+        f64 c_1 = 1.0 - pow(numbers[BETA_1], t), root_c_2 = sqrt(1.0 - pow(numbers[BETA_2], t));
+        bool torch = numbers[TORCH] != 0.0;
+        numbers[UNSCALE] = clip / scale;
+        numbers[BEFORE] = torch ? keep : 1.0;
+        numbers[AFTER] = torch ? 1.0 : keep;
+        numbers[STEP] = torch ? rate / c_1 : rate * root_c_2 / c_1;
+        numbers[ROOT] = torch ? 1.0 / root_c_2 : 1.0;
+        numbers[TAKEN] = t;
+    }
     numbers[SKIP] = finite ? 0.0 : 1.0;
-    report[0] = value[0];
-    report[1] = sum;
-    report[2] = finite ? 1.0 : 0.0;
+    if (numbers[DYNAMIC] != 0.0) move_scale(numbers, finite);
+    A scale[1] = {A(numbers[SCALE])};
+    store<1>(seed_format, seed, 0, scale);
+    *report = {f64(value[0]), sum, finite ? 1.0 : 0.0, numbers[SCALE], numbers[N_FINITE], numbers[TAKEN]};
 }

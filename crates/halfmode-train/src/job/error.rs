@@ -97,3 +97,10 @@ impl From<halfmode_nn::Error> for JobError {
         JobError::Train(err.in_op("model").into())
     }
 }
+
+#[cfg(feature = "cuda")]
+impl From<halfmode_tensor::cuda::CudaError> for JobError {
+    fn from(err: halfmode_tensor::cuda::CudaError) -> Self {
+        halfmode_tensor::Error::from(err).into()
+    }
+}

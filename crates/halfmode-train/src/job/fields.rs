@@ -1,5 +1,7 @@
-//! Samples: loaded on the host, normalised, and put on the device once.
+//! Samples: loaded on the host, normalised, and brought to the device.
 
+#[cfg(feature = "cuda")]
+use crate::job::host_fields::HostFields;
 use crate::job::{DataSource, JobConfig, JobError, Normalisers};
 use halfmode_data::{CacheOutcome, DarcyPt, FieldPairs, NpzFile, Problem, read_pairs};
 use halfmode_precision::{DType, Domain, Precision};
@@ -185,16 +187,26 @@ pub fn load_data(
     }
 }
 
-/// One set of samples on a device, in f32.
+/// One set of samples in f32.
 #[derive(Debug)]
 pub(crate) struct FieldSet {
     pub(crate) shape: FieldShape,
-    x: Tensor,
-    y: Tensor,
+    x: Fields,
+    y: Fields,
+}
+
+/// The inputs or the outputs of a set of samples.
+#[derive(Debug)]
+pub(crate) enum Fields {
+    /// On a CPU, and on its plan.
+    OnDevice(Tensor),
+    /// For a GPU, whose memory is for training: it gets a batch at a time.
+    #[cfg(feature = "cuda")]
+    OnHost(HostFields),
 }
 
 impl FieldSet {
-    /// Puts samples on the device. Inputs are normalised; outputs too if `encode_outputs`.
+    /// Takes samples. Inputs are normalised; outputs too if `encode_outputs`.
     pub(crate) fn new(
         device: &Device,
         shape: FieldShape,
@@ -202,14 +214,6 @@ impl FieldSet {
         normalisers: &Normalisers,
         encode_outputs: bool,
     ) -> Result<Self, JobError> {
-        let extents = |channels| [&[shape.n, channels][..], &shape.grid].concat();
-        let dtype = shape.dtype(Precision::F32);
-        let put = |array: Option<ArrayD<f32>>, channels| -> Result<Tensor, JobError> {
-            Ok(match array {
-                Some(array) => Tensor::from_scalars_ndarray(device, array.view(), dtype, Purpose::Data)?,
-                None => device.alloc(extents(channels), dtype, Purpose::Data)?,
-            })
-        };
         let (x, y) = match pairs {
             Some(pairs) => {
                 let (mut x, mut y) = pairs.into_parts();
@@ -221,15 +225,63 @@ impl FieldSet {
             }
             None => (None, None),
         };
-        let (x, y) = (put(x, shape.c_in)?, put(y, shape.c_out)?);
+        let fields = |array, channels| Fields::new(device, &shape, channels, array);
+        let (x, y) = (fields(x, shape.c_in)?, fields(y, shape.c_out)?);
         Ok(FieldSet { shape, x, y })
     }
 
-    pub(crate) fn x(&self) -> &Tensor {
+    pub(crate) fn x(&self) -> &Fields {
         &self.x
     }
 
-    pub(crate) fn y(&self) -> &Tensor {
+    pub(crate) fn y(&self) -> &Fields {
         &self.y
+    }
+
+    /// Inputs and outputs, if the host has them.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_host(&self) -> Option<[&HostFields; 2]> {
+        match (&self.x, &self.y) {
+            (Fields::OnHost(x), Fields::OnHost(y)) => Some([x, y]),
+            _ => None,
+        }
+    }
+}
+
+impl Fields {
+    fn new(device: &Device, shape: &FieldShape, channels: usize, array: Option<ArrayD<f32>>) -> Result<Self, JobError> {
+        #[cfg(feature = "cuda")]
+        if !device.is_cpu() {
+            return Ok(Fields::OnHost(HostFields::new(device, shape, channels, array)));
+        }
+        let dtype = shape.dtype(Precision::F32);
+        Ok(Fields::OnDevice(match array {
+            Some(array) => Tensor::from_scalars_ndarray(device, array.view(), dtype, Purpose::Data)?,
+            None => device.alloc([&[shape.n, channels][..], &shape.grid].concat(), dtype, Purpose::Data)?,
+        }))
+    }
+
+    /// The samples of these indices on the device, `[indices, channels, n_1, …]`.
+    ///
+    /// # Errors
+    /// Those of memory; [`halfmode_tensor::Error::Index`] if there is no such sample.
+    pub(crate) fn batch(&self, indices: &[usize]) -> Result<Tensor, JobError> {
+        match self {
+            Fields::OnDevice(samples) => Ok(samples.gather(indices, Purpose::Data)?),
+            #[cfg(feature = "cuda")]
+            Fields::OnHost(samples) => samples.batch(indices),
+        }
+    }
+
+    /// The same samples on the host, flat.
+    ///
+    /// # Errors
+    /// Those of [`Fields::batch`].
+    pub(crate) fn values(&self, indices: &[usize]) -> Result<Vec<f32>, JobError> {
+        match self {
+            Fields::OnDevice(samples) => Ok(samples.gather(indices, Purpose::Data)?.to_vec()?),
+            #[cfg(feature = "cuda")]
+            Fields::OnHost(samples) => samples.values(indices),
+        }
     }
 }

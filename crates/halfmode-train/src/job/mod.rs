@@ -4,6 +4,10 @@ mod config;
 mod error;
 mod fields;
 mod generated;
+#[cfg(feature = "cuda")]
+mod gpu_step;
+#[cfg(feature = "cuda")]
+mod host_fields;
 mod import;
 mod model_file;
 mod observer;

@@ -127,7 +127,7 @@ impl Trainer {
         if self.test_labels().next().is_some() {
             let test = self.test(0);
             let n = n_samples.min(test.shape.n);
-            let x = test.x().gather(&(0..n).collect::<Vec<_>>(), Purpose::Data)?;
+            let x = test.x().batch(&(0..n).collect::<Vec<_>>())?;
             let fine = self.prediction(&replay, &x)?;
             if is_rounded {
                 rounding = Some(mean_distance(&self.prediction(&own, &x)?, &fine));
@@ -156,9 +156,9 @@ impl Trainer {
         let sink = Rc::clone(&seen);
         tape.watch(move |it| sink.borrow_mut().push(((it.call, it.role), it.op, it.tensor.clone())));
         let weights = self.weights(&mut tape, policy)?;
-        let x = tape.constant(self.train_set().x().gather(indices, Purpose::Data)?);
+        let x = tape.constant(self.train_set().x().batch(indices)?);
         let prediction = self.model().forward(&mut tape, &weights, &[&x])?;
-        let y = tape.constant(self.train_set().y().gather(indices, Purpose::Data)?);
+        let y = tape.constant(self.train_set().y().batch(indices)?);
         let loss = self.loss(&mut tape, &prediction, &y)?;
         drop((weights, x, y, prediction));
         tape.backward(loss, self.loss_scale(), &mut |_, _| Ok(()))?;

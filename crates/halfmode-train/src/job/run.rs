@@ -11,7 +11,7 @@ use crate::pictures::{Field, moduli_png, prediction_png};
 use crate::{MetricsLog, atomic_write, write_named};
 use halfmode_data::shuffled;
 use halfmode_precision::Domain;
-use halfmode_tensor::{Device, Purpose};
+use halfmode_tensor::Device;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -203,14 +203,15 @@ impl Run {
             let order = shuffled(self.trainer.n_train(), self.trainer.config().seed, epoch);
             let (start, first_batch) = (Instant::now(), self.trainer.state().batch);
             device.reset_peak();
-            for indices in order.chunks(batch_size).skip(first_batch as usize) {
+            let mut batches = order.chunks(batch_size).skip(first_batch as usize).peekable();
+            while let Some(indices) = batches.next() {
                 if let Some(reason) = stop() {
                     self.note_peaks();
                     self.save(session)?;
                     return Ok(Some(reason));
                 }
                 let scale = self.trainer.loss_scale();
-                let step = self.trainer.step(indices)?;
+                let step = self.trainer.step_before(indices, batches.peek().copied().unwrap_or_default())?;
                 self.note_scale(scale, step.applied)?;
                 self.trainer.state.batch += 1;
                 observer.step(&self.progress(session));
@@ -402,10 +403,10 @@ impl Run {
             let len = grid.iter().product::<usize>() * domain.scalars();
             for sample in 0..self.options.n_plots.min(test.shape.n) {
                 let prediction = trainer.predict(test, &[sample])?;
-                let mut input = test.x().gather(&[sample], Purpose::Data)?.to_ndarray::<f32>()?;
+                let mut input = test.x().batch(&[sample])?.to_ndarray::<f32>()?;
                 trainer.normalisers().input.decode(&mut input.view_mut())?;
                 let input = input.into_raw_vec_and_offset().0;
-                let truth = test.y().gather(&[sample], Purpose::Data)?.to_vec::<f32>()?;
+                let truth = test.y().values(&[sample])?;
                 let png = render_panels([&input[..len], &truth[..len], &prediction[..len]], grid, domain)?;
                 atomic_write(self.options.out.join(format!("plots/{label}-sample-{sample}.png")), &png)?;
             }

@@ -1,16 +1,18 @@
 //! The training step and the evaluation.
 
 use crate::job::fields::FieldSet;
+#[cfg(feature = "cuda")]
+use crate::job::gpu_step::GpuStep;
 use crate::job::{DataShapes, Evaluation, JobConfig, JobData, JobError, LossKind, Normalisers};
 use crate::{
     AdamW, Array, Entry, H1Loss, LpLoss, Reduction, Scheduler, SchedulerState, clip_factor, grad_stats, relative_h1,
     relative_l2,
 };
-use halfmode_autograd::{Cx, Tape, Var};
+use halfmode_autograd::{Cx, LeafId, Tape, Var};
 use halfmode_nn::{Module, Params};
 use halfmode_operators::Fno;
 use halfmode_precision::{DynamicScaler, LossScale, PrecisionPolicy, ScalerState, Step};
-use halfmode_tensor::{Device, Purpose, Tensor};
+use halfmode_tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,20 +66,20 @@ pub struct StepRecord {
 /// A model with everything that trains it.
 #[derive(Debug)]
 pub struct Trainer {
-    config: JobConfig,
-    device: Device,
-    policy: Arc<PrecisionPolicy>,
-    fno: Fno,
-    params: Params,
-    optimizer: AdamW,
-    scheduler: Scheduler,
-    scaler: Option<DynamicScaler>,
+    pub(super) config: JobConfig,
+    pub(super) device: Device,
+    pub(super) policy: Arc<PrecisionPolicy>,
+    pub(super) fno: Fno,
+    pub(super) params: Params,
+    pub(super) optimizer: AdamW,
+    pub(super) scheduler: Scheduler,
+    pub(super) scaler: Option<DynamicScaler>,
     normalisers: Normalisers,
-    train: FieldSet,
+    pub(super) train: FieldSet,
     tests: Vec<FieldSet>,
-    /// The loss scale as backward starts from it, where it stays on a device.
+    /// What a step on a GPU keeps for the next.
     #[cfg(feature = "cuda")]
-    seed: Option<(f64, Tensor)>,
+    pub(super) gpu: Option<GpuStep>,
     pub(crate) state: TrainState,
 }
 
@@ -124,6 +126,8 @@ impl Trainer {
             LossScale::Dynamic(scaler) => Some(DynamicScaler::new(scaler)?),
             _ => None,
         };
+        #[cfg(feature = "cuda")]
+        let gpu = GpuStep::new(device, &train, config.train.batch_size)?;
         let (device, state) = (device.clone(), TrainState::default());
         Ok(Trainer {
             config,
@@ -138,7 +142,7 @@ impl Trainer {
             train,
             tests,
             #[cfg(feature = "cuda")]
-            seed: None,
+            gpu,
             state,
         })
     }
@@ -239,72 +243,73 @@ impl Trainer {
     /// # Errors
     /// [`JobError::Diverged`] when nothing is left to adapt; those of memory.
     pub fn step(&mut self, indices: &[usize]) -> Result<StepRecord, JobError> {
+        self.step_before(indices, &[])
+    }
+
+    /// As [`Trainer::step`], while the samples of the step after it are already on their way to a GPU.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::step`].
+    pub fn step_before(&mut self, indices: &[usize], next: &[usize]) -> Result<StepRecord, JobError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = self.gpu.take() {
+            return self.step_on_gpu(gpu, indices, next);
+        }
+        // Where samples are already, nothing can be sent ahead.
+        _ = next;
         let mut tape = Tape::new(Cx::new(&self.device, &self.policy));
-        let weights = self.params.leaves(&mut tape);
-        let x = tape.constant(self.train.x().gather(indices, Purpose::Data)?);
-        let prediction = self.fno.forward(&mut tape, &weights, &[&x])?;
-        drop((weights, x));
-        let y = tape.constant(self.train.y().gather(indices, Purpose::Data)?);
-        let loss = self.loss(&mut tape, &prediction, &y)?;
-        drop((prediction, y));
+        let loss = self.forward(&mut tape, self.train.x().batch(indices)?, || self.train.y().batch(indices))?;
         let observed = tape.take_observed();
-        let (sum, finite) = self.update(tape, loss)?;
+        let sum = if self.device.launches() { loss.value().to_vec::<f64>()?[0] } else { 0.0 };
+        let finite = sum.is_finite() && self.update(tape, loss)?;
+        self.book(sum, finite, &observed, indices.len())
+    }
+
+    /// The loss of a batch, whose truth is asked for when the prediction is there.
+    pub(super) fn forward(
+        &self,
+        tape: &mut Tape,
+        x: Tensor,
+        y: impl FnOnce() -> Result<Tensor, JobError>,
+    ) -> Result<Var, JobError> {
+        let weights = self.params.leaves(tape);
+        let x = tape.constant(x);
+        let prediction = self.fno.forward(tape, &weights, &[&x])?;
+        drop((weights, x));
+        let y = tape.constant(y()?);
+        Ok(self.loss(tape, &prediction, &y)?)
+    }
+
+    /// Whether a step is taken once its loss is finite, whatever its gradients are.
+    pub(super) fn loss_decides(&self) -> bool {
+        self.policy.loss_scale == LossScale::None && self.config.train.clip_grad_norm.is_none()
+    }
+
+    /// Counts a step of `n` samples with this sum of losses.
+    pub(super) fn book(
+        &mut self,
+        sum: f64,
+        finite: bool,
+        observed: &[(LeafId, Tensor)],
+        n: usize,
+    ) -> Result<StepRecord, JobError> {
         self.state.step += 1;
         let applied = self.settle(finite)?;
         if applied {
-            self.params.observe(&observed)?;
+            self.params.observe(observed)?;
             self.state.loss_sum += sum;
-            self.state.loss_samples += indices.len() as u64;
+            self.state.loss_samples += n as u64;
         }
-        Ok(StepRecord { loss: sum / indices.len() as f64, applied })
+        Ok(StepRecord { loss: sum / n as f64, applied })
     }
 
-    /// Backward and optimiser; the loss, and false if it or a gradient was not finite and nothing moved.
-    fn update(&mut self, tape: Tape, loss: Var) -> Result<(f64, bool), JobError> {
-        #[cfg(feature = "cuda")]
-        if !self.device.is_cpu() {
-            return self.update_on_gpu(tape, loss);
-        }
-        let sum = if self.device.launches() { loss.value().to_vec::<f64>()?[0] } else { 0.0 };
-        Ok((sum, sum.is_finite() && self.update_on_cpu(tape, loss)?))
-    }
-
-    /// The device finds out whether everything is finite, clips and skips; the host waits at the end.
-    #[cfg(feature = "cuda")]
-    fn update_on_gpu(&mut self, tape: Tape, loss: Var) -> Result<(f64, bool), JobError> {
+    /// Backward and optimiser; false if a gradient was not finite and nothing moved.
+    fn update(&mut self, tape: Tape, loss: Var) -> Result<bool, JobError> {
         let scale = self.loss_scale();
         self.optimizer.set_learning_rate(self.scheduler.learning_rate());
-        self.optimizer.set_guarded(scale, self.config.train.clip_grad_norm)?;
-        let sum = loss.value().clone();
-        let seed = match &mut self.seed {
-            Some((of, seed)) => {
-                if of.to_bits() != scale.to_bits() {
-                    seed.copy_from_slice(&[scale])?;
-                    *of = scale;
-                }
-                seed.clone()
-            }
-            none => {
-                let seed = Tensor::from_slice(&self.device, &[scale], [1], sum.precision(), Purpose::State)?;
-                none.insert((scale, seed)).1.clone()
-            }
-        };
-        let mut grads: Vec<Option<Tensor>> = vec![None; self.params.list.len()];
-        tape.backward_from(vec![(loss, seed)], &mut |id, grad| {
-            grads[id.0] = Some(grad);
-            Ok(())
-        })?;
-        self.optimizer.launch_guarded(&mut self.params, &grads, &sum)?;
-        let verdict = self.optimizer.finish_guarded()?;
-        Ok((verdict.loss, verdict.applied))
-    }
-
-    fn update_on_cpu(&mut self, tape: Tape, loss: Var) -> Result<bool, JobError> {
-        let scale = self.loss_scale();
-        self.optimizer.set_learning_rate(self.scheduler.learning_rate());
+        let is_final = self.loss_decides();
         let (params, optimizer) = (&mut self.params, &mut self.optimizer);
-        let rejectable = self.policy.loss_scale != LossScale::None || self.config.train.clip_grad_norm.is_some();
-        if !rejectable {
+        if is_final {
             // Nothing can reject the step any more: each gradient is used the moment it is final.
             optimizer.begin_step();
             let mut failed = None;
@@ -384,7 +389,7 @@ impl Trainer {
     pub(crate) fn predict(&self, test: &FieldSet, indices: &[usize]) -> Result<Vec<f32>, JobError> {
         let mut tape = Tape::new(Cx::inference(&self.device, &self.policy));
         let weights = self.params.leaves(&mut tape);
-        let x = tape.constant(test.x().gather(indices, Purpose::Data)?);
+        let x = tape.constant(test.x().batch(indices)?);
         let prediction = self.fno.forward(&mut tape, &weights, &[&x])?;
         if !self.device.launches() {
             return Ok(Vec::new());
@@ -405,11 +410,10 @@ impl Trainer {
         let indices: Vec<usize> = (0..test.shape.n).collect();
         for batch in indices.chunks(self.eval_batch(test)) {
             let prediction = self.predict(test, batch)?;
-            let truth = test.y().gather(batch, Purpose::Data)?;
             if !self.device.launches() {
                 break;
             }
-            let truth = truth.to_vec::<f32>()?;
+            let truth = test.y().values(batch)?;
             let shape = test.shape.array(batch.len(), test.shape.c_out);
             l2 += relative_l2(&prediction, &truth, batch.len())?.iter().sum::<f64>();
             h1 += relative_h1(&prediction, &truth, &shape, &[])?.iter().sum::<f64>();
@@ -464,6 +468,10 @@ impl Trainer {
         normalisers: Normalisers,
     ) -> Result<(), JobError> {
         normalisers.check(&self.config.model)?;
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &mut self.gpu {
+            gpu.forget();
+        }
         crate::load_parameters(&mut self.params, arrays)?;
         self.optimizer.load(&self.params, arrays)?;
         if let LossScale::Dynamic(config) = self.policy.loss_scale

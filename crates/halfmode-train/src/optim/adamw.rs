@@ -5,12 +5,16 @@ mod cpu;
 mod cuda;
 
 #[cfg(feature = "cuda")]
+use cuda::Guard;
+#[cfg(feature = "cuda")]
 pub(super) use cuda::format;
 
 use crate::accumulator::Accumulator;
 use crate::checkpoint::{Array, Entry, Values};
 use crate::{Error, Result};
 use halfmode_nn::{ParamSpec, Parameter, Params};
+#[cfg(feature = "cuda")]
+use halfmode_precision::ScalerConfig;
 use halfmode_precision::{DType, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Shape, Target, Tensor};
 use serde::{Deserialize, Serialize};
@@ -129,7 +133,7 @@ impl AdamW {
             n_steps: 0,
             moments,
             #[cfg(feature = "cuda")]
-            fused: cuda::Fused::new(params)?,
+            fused: cuda::Fused::new(params, policy.loss.storage)?,
         })
     }
 
@@ -173,7 +177,7 @@ impl AdamW {
         if let Some(fused) = &mut self.fused {
             let rule = Rule::new(&self.config, self.n_steps, unscale);
             let updates = updates(rule, self.config.kind, params, &mut self.moments, grads);
-            fused.set(rule, 1.0, None)?;
+            fused.set_rule(rule)?;
             return fused.launch(updates, None);
         }
         for (idx, (param, grad)) in params.list.iter_mut().zip(grads).enumerate() {
@@ -184,17 +188,28 @@ impl AdamW {
         Ok(())
     }
 
-    /// Sets the numbers of a guarded step: those of the configuration, the loss scale, and the largest norm of all
-    /// unscaled gradients together. Before [`AdamW::launch_guarded`], or before a recorded one is replayed.
+    /// Makes the guarded steps to come go on from here: the optimiser's own numbers, the loss scale and how it moves,
+    /// and the largest norm of all unscaled gradients together. Costs nothing if the device is there already.
     #[cfg(feature = "cuda")]
-    pub(crate) fn set_guarded(&mut self, scale: f64, max_norm: Option<f64>) -> Result<()> {
-        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0 / scale);
-        self.fused.as_mut().map_or(Ok(()), |fused| fused.set(rule, scale, max_norm))
+    pub(crate) fn set_guarded(
+        &mut self,
+        scale: f64,
+        scaler: Option<(ScalerConfig, u32)>,
+        max_norm: Option<f64>,
+    ) -> Result<()> {
+        let guard = Guard { config: self.config, n_steps: self.n_steps, scale, scaler, max_norm };
+        self.fused.as_mut().map_or(Ok(()), |fused| fused.set_guard(guard))
+    }
+
+    /// The loss scale of guarded steps on the device, where backward begins.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn seed(&self) -> Result<Tensor> {
+        self.fused.as_ref().map(cuda::Fused::seed).ok_or_else(|| halfmode_tensor::Error::NotOnGpu.into())
     }
 
     /// As [`AdamW::step`] on a GPU, which decides itself: gradients, with the loss scale in them, are clipped, and
-    /// nothing moves if one of them or the loss is not finite. Waits for nothing, so that it can be recorded once
-    /// its gradients are where they were the step before.
+    /// nothing moves if one of them or the loss is not finite. The loss scale of the next step is set. Waits for
+    /// nothing, so that it can be recorded.
     #[cfg(feature = "cuda")]
     pub(crate) fn launch_guarded(
         &mut self,
@@ -209,12 +224,40 @@ impl AdamW {
         fused.launch(updates(rule, self.config.kind, params, &mut self.moments, grads), Some(loss))
     }
 
+    /// Begins a guarded step that only its loss can reject: gradients are used as they come, by
+    /// [`AdamW::update_guarded`], and the rest by [`AdamW::update_rest`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn begin_guarded(&mut self, loss: &Tensor) -> Result<()> {
+        self.fused.as_mut().map_or(Ok(()), |fused| fused.judge(loss, 0))
+    }
+
+    /// Updates parameter `idx` in the guarded step that was begun.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn update_guarded(&mut self, idx: usize, param: &mut Parameter, grad: &Tensor) -> Result<()> {
+        check_shape(param, grad)?;
+        let (Some(fused), Some(moments)) = (&self.fused, self.moments.get_mut(idx)) else {
+            return Err(halfmode_tensor::Error::NotOnGpu.into());
+        };
+        // The numbers of the rule are those that were set.
+        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0);
+        fused.update_next(Update::new(rule, self.config.kind, param, moments, grad))
+    }
+
+    /// Updates the parameters that have a gradient here in the guarded step that was begun.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn update_rest(&mut self, params: &mut Params, grads: &[Option<Tensor>]) -> Result<()> {
+        self.check_grads(params, grads)?;
+        let Some(fused) = &mut self.fused else { return Err(halfmode_tensor::Error::NotOnGpu.into()) };
+        let rule = Rule::new(&self.config, self.n_steps + 1, 1.0);
+        fused.launch(updates(rule, self.config.kind, params, &mut self.moments, grads), None)
+    }
+
     /// Waits for a guarded step and counts it if it was taken.
     #[cfg(feature = "cuda")]
     pub(crate) fn finish_guarded(&mut self) -> Result<cuda::Verdict> {
-        let Some(fused) = &self.fused else { return Err(halfmode_tensor::Error::NotOnGpu.into()) };
+        let Some(fused) = &mut self.fused else { return Err(halfmode_tensor::Error::NotOnGpu.into()) };
         let verdict = fused.verdict()?;
-        self.n_steps += u64::from(verdict.applied);
+        self.n_steps = verdict.next.n_steps;
         Ok(verdict)
     }
 
