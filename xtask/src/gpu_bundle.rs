@@ -103,7 +103,7 @@ fn programs(root: &Path, part: Part) -> Result<Vec<(String, PathBuf)>, Error> {
         }
         Part::Cli => add(&["build", "--release", "-p", "halfmode", "--bin", "halfmode", "--features", "cuda"]),
         Part::Benches => {
-            add(&["bench", "--no-run", "-p", "halfmode-benches", "--features", "cuda"]);
+            add(&["bench", "--no-run", "--profile", "release", "-p", "halfmode-benches", "--features", "cuda"]);
             BENCHES.iter().for_each(|it| add(&["--bench", it]));
         }
     }
