@@ -8,9 +8,11 @@ use crate::stage::{Direction, Stage};
 use crate::table::{complex_matrix, real_matrix};
 use crate::{Error, Result};
 use halfmode_precision::{DType, Precision};
-use halfmode_tensor::cuda::{Compute, Matmul, Scalar};
+use halfmode_tensor::cuda::{Compute, Matmul, Scalar, Source, count, define};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
+
+const PLANES: Source = Source { name: "planes", text: include_str!("../kernels/planes.cu") };
 
 /// The matrices of one axis, `[mode rows, grid rows]`, made when a storage first asks for them.
 #[derive(Clone, Debug, Default)]
@@ -61,12 +63,12 @@ pub(crate) fn run(
     input: &Tensor,
     output: &mut Tensor,
 ) -> Result<()> {
-    if stage.interleaved {
-        return Err(Error::Tensor(halfmode_tensor::Error::OnGpu));
-    }
     let Some(dense) = stage.axis.dense() else { return Err(Error::Tensor(halfmode_tensor::Error::NotOnGpu)) };
     // Both operands of a product are of one type; a half product may be written as f32, nothing else mixes.
     let common = wider(input.precision(), output.precision());
+    if stage.interleaved {
+        return by_planes(device, stage, direction, common, input, output);
+    }
     let input = input.cast(common, Purpose::Workspace)?;
     let matrix = dense.matrix(device, stage.axis, stage.weights, common)?;
     if output.precision() == common {
@@ -78,6 +80,36 @@ pub(crate) fn run(
         cuda.convert(&wide, output)?;
     }
     Ok(())
+}
+
+/// A stage whose grid side is complex numbers: products are of planes, `[outer, n, (re, im), inner]`.
+fn by_planes(
+    device: &Device,
+    stage: &Stage<'_>,
+    direction: Direction,
+    common: Precision,
+    input: &Tensor,
+    output: &mut Tensor,
+) -> Result<()> {
+    let stage = &Stage { interleaved: false, ..*stage };
+    let shape = [stage.outer, stage.axis.grid_rows(), stage.inner];
+    let mut planes = device.alloc_unwritten(shape, DType::real(common), Purpose::Workspace)?;
+    if direction == Direction::ToModes {
+        reorder(device, "to_planes", stage.inner, input, &mut planes)?;
+        run(device, stage, direction, &planes, output)
+    } else {
+        run(device, stage, direction, input, &mut planes)?;
+        reorder(device, "to_pairs", stage.inner, &planes, output)
+    }
+}
+
+/// Between interleaved pairs and planes.
+fn reorder(device: &Device, entry: &str, inner: usize, x: &Tensor, y: &mut Tensor) -> Result<()> {
+    let n = y.numel() * y.dtype().domain.scalars() / 2;
+    let Some(cuda) = device.as_cuda().filter(|_| n > 0) else { return Ok(()) };
+    let defines = [define("S", x.precision()), define("T", y.precision())];
+    let args = [x.input()?, y.output()?, count(n), count(inner)];
+    Ok(cuda.launch(PLANES, &defines, entry, cuda.grid(n), &args)?)
 }
 
 fn multiply(

@@ -13,10 +13,10 @@ __device__ __forceinline__ long long place(long long point, int c, long long poi
 }
 
 // rows[i, :] = channels of point start + i, then its coordinates j / n_axis on a grid [n_1, n_2, n_3] (absent axes
-// before the present ones: 1), of which the last `coordinates` are appended.
+// before the present ones: 1), of which the last `coordinates` are appended; or as many zeros.
 extern "C" __global__ void gather_points(const S* __restrict__ x, T* __restrict__ rows, long long start, long long n,
-                                         long long points, int channels, int first, int coordinates, int n1, int n2,
-                                         int n3) {
+                                         long long points, int channels, int first, int coordinates, int zeros, int n1,
+                                         int n2, int n3) {
     int width = channels + coordinates;
     for (long long at = grid_start(); at < n * width; at += grid_stride()) {
         // Neighbouring threads take neighbouring points of a channel where that is how x is stored.
@@ -25,6 +25,8 @@ extern "C" __global__ void gather_points(const S* __restrict__ x, T* __restrict_
         A value;
         if (c < channels) {
             value = widen<A>(x[place(start + i, c, points, channels, first)]);
+        } else if (zeros) {
+            value = A(0);
         } else {
             int axis = c - channels + 3 - coordinates, extents[3] = {n1, n2, n3};
             long long behind = 1;

@@ -167,6 +167,39 @@ extern "C" __global__ void gate_act_backward(const T* u, const T* x, const P* bi
     store_sums<2>(walk, sums, parts, channels);
 }
 
+// y = gate x
+extern "C" __global__ void gate_rows(const T* x, const P* gate, T* y, long long rows, int channels) {
+    Walk walk(channels);
+    A s[V] = {};
+    if (walk.active) channels_of(gate, walk.c, s);
+    each_row(walk, rows, channels, [&](long long at) {
+        Values v = get(x, at);
+#pragma unroll
+        for (int j = 0; j < V; ++j) v.at[j] = narrow<T>(s[j] * widen<A>(v.at[j]));
+        put(y, at, v);
+    });
+}
+
+// gx = gate g, and the sums of g x.
+extern "C" __global__ void gate_rows_backward(const T* g, const T* x, const P* gate, T* gx, A* parts, long long rows,
+                                              int channels) {
+    Walk walk(channels);
+    A s[V] = {};
+    if (walk.active) channels_of(gate, walk.c, s);
+    Sums<1> sums = {};
+    each_row(walk, rows, channels, [&](long long at) {
+        Values v = get(x, at), grad = get(g, at);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            A value = widen<A>(grad.at[j]);
+            sums.at[0][j] += value * widen<A>(v.at[j]);
+            grad.at[j] = narrow<T>(s[j] * value);
+        }
+        put(gx, at, grad);
+    });
+    store_sums<1>(walk, sums, parts, channels);
+}
+
 // y = tanh x
 extern "C" __global__ void tanh_forward(const T* x, T* y, long long rows, int channels) {
     Walk walk(channels);

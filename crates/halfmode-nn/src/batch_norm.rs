@@ -67,6 +67,10 @@ impl BatchNorm {
         for (operand, tensor) in ["mean", "var"].into_iter().zip(given.into_iter().flatten()) {
             check_len(self.name(), operand, tensor, c)?;
         }
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            return on_gpu::forward(cx, x, affine, given);
+        }
         let one_each = (Shape::from([c]), weight_dtype(cx));
         with_real!(cx.policy.pointwise.accumulate, R => {
             let mut own = (vec![0.0; c], vec![0.0; c]);
@@ -107,6 +111,10 @@ impl BatchNorm {
         g: &Tensor,
         given: Option<[&Tensor; 2]>,
     ) -> crate::Result<Vec<Option<Tensor>>> {
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            return on_gpu::adjoint(cx, x, w, g, given);
+        }
         let (rows, c) = rows_of(x);
         let (mut grad_w, mut grad_b) = (vec![0.0; c], vec![0.0; c]);
         with_real!(cx.policy.pointwise.accumulate, R => {
@@ -135,6 +143,53 @@ impl BatchNorm {
             };
             Ok(vec![Some(gx), Some(put(&grad_w)?), Some(put(&grad_b)?)])
         })
+    }
+}
+
+/// The same by the kernels of [`crate::norm`]: to them a batch is one sample whose channels stand for themselves.
+#[cfg(feature = "cuda")]
+mod on_gpu {
+    use super::{Cx, Outputs, Purpose, Tensor, rows_of, smallvec, storage, weight_dtype};
+    use crate::Result;
+    use crate::norm::{Dims, cuda};
+
+    fn dims(x: &Tensor) -> Dims {
+        let (rows, c) = rows_of(x);
+        Dims { batch: 1, rows, c, per_channel: true }
+    }
+
+    fn statistics(cx: &Cx, x: &Tensor, given: Option<[&Tensor; 2]>) -> Result<Tensor> {
+        match given {
+            Some(given) => cuda::given(&cx.device, given),
+            None => cuda::statistics(&cx.device, &dims(x), x),
+        }
+    }
+
+    pub(super) fn forward(cx: &Cx, x: &Tensor, affine: [&Tensor; 2], given: Option<[&Tensor; 2]>) -> Result<Outputs> {
+        let mut y = cx.device.alloc_unwritten(x.shape().clone(), storage(cx), Purpose::Activation)?;
+        let stats = statistics(cx, x, given)?;
+        cuda::normalise(&cx.device, &dims(x), [x, &stats], Some(affine), &mut y)?;
+        if given.is_some() {
+            return Ok(smallvec![y]);
+        }
+        let [mean, var] = cuda::observed(&cx.device, &dims(x), &stats, weight_dtype(cx))?;
+        Ok(smallvec![y, mean, var])
+    }
+
+    pub(super) fn adjoint(
+        cx: &Cx,
+        x: &Tensor,
+        w: &Tensor,
+        g: &Tensor,
+        given: Option<[&Tensor; 2]>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let mut gx = cx.device.alloc_unwritten(x.shape().clone(), storage(cx), Purpose::Activation)?;
+        let of_weight = || cx.device.alloc_unwritten(w.shape().clone(), weight_dtype(cx), Purpose::Grad);
+        let (mut grad_w, mut grad_b) = (of_weight()?, of_weight()?);
+        let stats = statistics(cx, x, given)?;
+        let grads = Some([&mut grad_w, &mut grad_b]);
+        cuda::adjoint(&cx.device, &dims(x), [x, g, &stats], given.is_some(), Some(w), &mut gx, grads)?;
+        Ok(vec![Some(gx), Some(grad_w), Some(grad_b)])
     }
 }
 

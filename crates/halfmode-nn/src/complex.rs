@@ -1,5 +1,9 @@
 //! Complex fields from two real ones, and back.
 
+#[cfg(feature = "cuda")]
+#[path = "complex/cuda.rs"]
+mod on_gpu;
+
 use crate::pointwise::{Grads, storage};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
@@ -54,9 +58,12 @@ fn phases<R: Real>(shape: &Shape, turns: isize) -> (Vec<[R; 2]>, usize) {
 }
 
 fn join(cx: &Cx, [re, im]: [Option<&Tensor>; 2], turns: isize) -> Result<Option<Tensor>> {
-    let Some(some) = re.or(im) else { return Ok(None) };
-    let shape = some.shape();
+    let Some(shape) = re.or(im).map(Tensor::shape) else { return Ok(None) };
     let dtype = DType { domain: Domain::Complex, precision: storage(cx).precision };
+    #[cfg(feature = "cuda")]
+    if !cx.device.is_cpu() {
+        return on_gpu::join(cx, [re, im], shape, dtype, turns).map(Some);
+    }
     if !cx.device.launches() {
         return Ok(Some(cx.device.alloc(shape.clone(), dtype, Purpose::Activation)?));
     }
@@ -78,6 +85,10 @@ fn join(cx: &Cx, [re, im]: [Option<&Tensor>; 2], turns: isize) -> Result<Option<
 
 fn split(cx: &Cx, z: &Tensor, turns: isize) -> Result<[Tensor; 2]> {
     let (shape, dtype) = (z.shape(), storage(cx));
+    #[cfg(feature = "cuda")]
+    if !cx.device.is_cpu() {
+        return on_gpu::split(cx, z, dtype, turns);
+    }
     if !cx.device.launches() {
         let part = || cx.device.alloc(shape.clone(), dtype, Purpose::Activation);
         return Ok([part()?, part()?]);

@@ -195,6 +195,28 @@ impl RowKernels<'_> {
         }
     }
 
+    /// `y = gate x`
+    pub(crate) fn gate(&self, x: &Tensor, gate: &Tensor, purpose: Purpose) -> Result<Tensor> {
+        let channels = x.numel() / self.rows.max(1);
+        let mut y = self.device.alloc_unwritten(x.shape().clone(), DType::real(self.storage), purpose)?;
+        if let Some(cuda) = self.device.as_cuda() {
+            self.run(cuda, "gate_rows", channels, &[x.input()?, gate.input()?, y.output()?])?;
+        }
+        Ok(y)
+    }
+
+    /// Writes `gx = gate g`; returns the sum of `g x` over rows in the shape of the gate.
+    pub(crate) fn gate_backward(&self, [g, x]: [&Tensor; 2], gate: &Tensor, gx: &mut Tensor) -> Result<Tensor> {
+        let channels = x.numel() / self.rows.max(1);
+        let sums = self.run_with_sums(
+            "gate_rows_backward",
+            channels,
+            |parts, launch| launch(&[g.input()?, x.input()?, gate.input()?, gx.output()?, parts]),
+            &[gate.shape()],
+        )?;
+        one(sums)
+    }
+
     /// `tanh x`
     pub(crate) fn tanh(&self, x: &Tensor) -> Result<Tensor> {
         let channels = x.numel() / self.rows.max(1);

@@ -1,5 +1,9 @@
 //! A field with its channels last and more of them.
 
+#[cfg(feature = "cuda")]
+#[path = "embed/cuda.rs"]
+mod on_gpu;
+
 use crate::pointwise::{Grads, filled, storage};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
@@ -39,6 +43,10 @@ impl Embed {
         let extra = if self.0 == ExtraChannels::None { 0 } else { grid.len() };
         let points: usize = grid.iter().product();
         let shape = Shape::from([&[batch][..], grid, &[c + extra]].concat());
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            return on_gpu::run(self, cx, x, shape);
+        }
         with_real!(cx.policy.pointwise.accumulate, R => filled::<R>(&cx.device, &shape, storage(cx), Purpose::Activation, || {
             let x = x.to_vec::<R>()?;
             let mut y = Vec::with_capacity(shape.numel());
@@ -60,6 +68,10 @@ impl Embed {
         let c = if self.0 == ExtraChannels::None { wide } else { wide - grid.len() };
         let points: usize = grid.iter().product();
         let shape = Shape::from([&[batch, c][..], grid].concat());
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            return on_gpu::adjoint(cx, g, shape);
+        }
         with_real!(cx.policy.pointwise.accumulate, R => filled::<R>(&cx.device, &shape, storage(cx), Purpose::Activation, || {
             let g = g.to_vec::<R>()?;
             let at = |idx: usize| g[(idx / (c * points) * points + idx % points) * wide + idx / points % c];

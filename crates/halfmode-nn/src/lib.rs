@@ -5,6 +5,8 @@ mod batch_norm;
 mod complex;
 mod composed;
 #[cfg(feature = "cuda")]
+mod cuda_boxes;
+#[cfg(feature = "cuda")]
 mod cuda_rows;
 mod dense_weights;
 mod embed;

@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};

@@ -2,6 +2,10 @@
 //!
 //! Layouts are those of the mode contraction; weights are `[modes, (re | im) c]`.
 
+#[cfg(feature = "cuda")]
+#[path = "mode_scale/cuda.rs"]
+mod on_gpu;
+
 use crate::pointwise::filled;
 use crate::{Error, Result};
 use halfmode_precision::{DType, Precision};
@@ -37,6 +41,10 @@ pub(crate) fn mode_scale_fwd(
 ) -> Result<Tensor> {
     let lane = check(x_hat, w)?;
     let c = w.shape()[1] / 2;
+    #[cfg(feature = "cuda")]
+    if !device.is_cpu() {
+        return on_gpu::forward(device, x_hat, w, (lane, c), storage, purpose);
+    }
     with_real!(storage, R => filled::<R>(device, x_hat.shape(), DType::real(storage), purpose, || {
         let (mut y, w) = (x_hat.to_vec::<R>()?, w.to_vec::<R>()?);
         each_element(x_hat.shape()[0], lane, c, |[x_re, x_im], [w_re, w_im]| {
@@ -58,6 +66,10 @@ pub(crate) fn mode_scale_bwd(
 ) -> Result<(Tensor, Tensor)> {
     let lane = check(x_hat, w)?;
     let c = w.shape()[1] / 2;
+    #[cfg(feature = "cuda")]
+    if !device.is_cpu() {
+        return on_gpu::backward(device, [x_hat, w, grad], (lane, c), weight_factor, storage);
+    }
     let n_entries = x_hat.shape()[0];
     let grad_x = with_real!(storage, R => filled::<R>(device, x_hat.shape(), DType::real(storage), Purpose::Workspace, || {
         let (mut g, w) = (grad.to_vec::<R>()?, w.to_vec::<R>()?);

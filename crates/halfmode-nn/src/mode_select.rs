@@ -1,7 +1,9 @@
 //! Fewer active modes than a weight holds.
 
+use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::cuda_boxes::Inside;
 use crate::pointwise::{Grads, filled};
-use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{DType, Domain};
 use halfmode_tensor::{Purpose, Shape, Tensor, with_real};
@@ -21,9 +23,11 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct SelectModes {
     /// Flat indices of the chosen modes, each at most once.
-    pub modes: Arc<[usize]>,
-    /// Modes of the whole weight.
-    pub n_modes: usize,
+    modes: Arc<[usize]>,
+    /// Modes of the whole weight along each axis, those that are chosen, and where they begin.
+    stored: Arc<[usize]>,
+    used: Arc<[usize]>,
+    first: Arc<[usize]>,
 }
 
 impl SelectModes {
@@ -34,23 +38,38 @@ impl SelectModes {
     #[must_use]
     pub fn new(stored: &[usize], used: &[usize], domain: Domain) -> Self {
         let d = stored.len();
-        let first =
+        let begin =
             |axis: usize| if domain == Domain::Real && axis + 1 == d { 0 } else { (stored[axis] - used[axis]) / 2 };
+        let first: Arc<[usize]> = (0..d).map(begin).collect();
         let modes = (0..used.iter().product()).map(|flat: usize| {
             let (mut rest, mut at, mut stride) = (flat, 0, 1);
             for axis in (0..d).rev() {
-                at += (first(axis) + rest % used[axis]) * stride;
+                at += (first[axis] + rest % used[axis]) * stride;
                 rest /= used[axis];
                 stride *= stored[axis];
             }
             at
         });
-        SelectModes { modes: modes.collect(), n_modes: stored.iter().product() }
+        SelectModes { modes: modes.collect(), stored: stored.into(), used: used.into(), first }
+    }
+
+    fn gather(&self, w: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if !w.device().is_cpu() {
+            return self.gather_on_gpu(w);
+        }
+        Ok(w.gather(&self.modes, Purpose::Workspace)?)
     }
 
     fn scatter(&self, cx: &Cx, grad: &Tensor) -> Result<Tensor> {
-        let shape = Shape::from([&[self.n_modes], &grad.shape()[1..]].concat());
+        let shape = Shape::from([&[self.stored.iter().product()], &grad.shape()[1..]].concat());
         let dtype = DType::real(grad.precision());
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            let mut all = cx.device.alloc_unwritten(shape, dtype, Purpose::Grad)?;
+            self.inside(grad).put(&cx.device, grad, &mut all)?;
+            return Ok(all);
+        }
         with_real!(grad.precision(), R => filled::<R>(&cx.device, &shape, dtype, Purpose::Grad, || {
             let len = grad.shape()[1..].iter().product::<usize>();
             let (g, mut all) = (grad.to_vec::<R>()?, vec![<R as halfmode_tensor::Real>::ZERO; shape.numel()]);
@@ -62,6 +81,26 @@ impl SelectModes {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl SelectModes {
+    /// The chosen modes as a box inside all.
+    fn inside(&self, w: &Tensor) -> Inside<'_> {
+        let inner = w.shape().iter().skip(1).product();
+        Inside { whole: &self.stored, extents: &self.used, first: &self.first, inner }
+    }
+
+    fn gather_on_gpu(&self, w: &Tensor) -> Result<Tensor> {
+        let (n, stored) = (w.shape().first().copied().unwrap_or(0), self.stored.iter().product::<usize>());
+        if n < stored {
+            return Err(halfmode_tensor::Error::Index { op: "gather", index: stored - 1, n }.into());
+        }
+        let shape: Vec<usize> = std::iter::once(self.modes.len()).chain(w.shape().iter().skip(1).copied()).collect();
+        let mut chosen = w.device().alloc_unwritten(shape, w.dtype(), Purpose::Workspace)?;
+        self.inside(w).take(w.device(), w, &mut chosen)?;
+        Ok(chosen)
+    }
+}
+
 impl Op for SelectModes {
     fn name(&self) -> &'static str {
         "select_modes"
@@ -69,7 +108,7 @@ impl Op for SelectModes {
 
     fn forward(&self, _: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
         let [w] = self.expect_inputs(inputs)?;
-        let chosen = w.gather(&self.modes, Purpose::Workspace).map_err(|err| Error::from(err).in_op(self.name()))?;
+        let chosen = self.gather(w).map_err(|err| err.in_op(self.name()))?;
         Ok((smallvec![chosen], Saved::new(self.name())))
     }
 

@@ -1,8 +1,10 @@
 //! Normalisation of fields by their own statistics.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
-use crate::pointwise::{Grads, check_len, filled, rows_of, storage, weight_dtype};
+use crate::pointwise::{Grads, check_len, rows_of, storage, weight_dtype};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_tensor::{Device, Purpose, Target, Tensor};
@@ -39,12 +41,12 @@ const EPS: f64 = 1e-5;
 
 /// Sizes of one call.
 pub(crate) struct Dims {
-    batch: usize,
+    pub(crate) batch: usize,
     /// Points of a sample.
-    rows: usize,
-    c: usize,
+    pub(crate) rows: usize,
+    pub(crate) c: usize,
     /// Whether each channel has statistics of its own.
-    per_channel: bool,
+    pub(crate) per_channel: bool,
 }
 
 /// The kernels of normalisation. The default bodies are the definition, in double precision; a device
@@ -55,15 +57,16 @@ pub(crate) trait NormKernels {
         dims.forward_by_definition(x, affine, y)
     }
 
-    /// Writes the gradient of `x`; returns those of weight and bias.
+    /// Writes the gradient of `x` and, where asked for, those of weight and bias.
     fn norm_backward(
         &self,
         dims: &Dims,
         [x, g]: [&Tensor; 2],
         weight: Option<&Tensor>,
         gx: &mut Tensor,
-    ) -> Result<[Vec<f64>; 2]> {
-        dims.backward_by_definition([x, g], weight, gx)
+        grads: Option<[&mut Tensor; 2]>,
+    ) -> Result<()> {
+        write_sums(dims.backward_by_definition([x, g], weight, gx)?, grads)
     }
 }
 
@@ -72,7 +75,7 @@ impl NormKernels for Device {
         match self.target() {
             Target::Cpu { .. } => cpu::forward(self, dims, x, affine, y),
             #[cfg(feature = "cuda")]
-            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            Target::Cuda => cuda::forward(self, dims, x, affine, y),
         }
     }
 
@@ -82,13 +85,22 @@ impl NormKernels for Device {
         operands: [&Tensor; 2],
         weight: Option<&Tensor>,
         gx: &mut Tensor,
-    ) -> Result<[Vec<f64>; 2]> {
+        grads: Option<[&mut Tensor; 2]>,
+    ) -> Result<()> {
         match self.target() {
-            Target::Cpu { .. } => cpu::backward(self, dims, operands, weight, gx),
+            Target::Cpu { .. } => write_sums(cpu::backward(self, dims, operands, weight, gx)?, grads),
             #[cfg(feature = "cuda")]
-            Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
+            Target::Cuda => cuda::backward(self, dims, operands, weight, gx, grads),
         }
     }
+}
+
+/// Rounds the gradients of weight and bias to the storage of tensors.
+fn write_sums(sums: [Vec<f64>; 2], grads: Option<[&mut Tensor; 2]>) -> Result<()> {
+    for (grad, sums) in grads.into_iter().flatten().zip(sums) {
+        grad.copy_from_slice(&sums)?;
+    }
+    Ok(())
 }
 
 impl Dims {
@@ -200,13 +212,15 @@ impl Op for FieldNorm {
         let Some(g) = grads[0].take() else { return Ok(vec![None; if weight.is_some() { 3 } else { 1 }]) };
         let run = || -> Result<Vec<Option<Tensor>>> {
             let mut gx = cx.device.alloc_unwritten(x.shape().clone(), storage(cx), Purpose::Activation)?;
-            let sums = cx.device.norm_backward(&Dims::new(self.0, &x), [&x, &g], weight.as_ref(), &mut gx)?;
-            let Some(weight) = &weight else { return Ok(vec![Some(gx)]) };
-            let of_weight = |values: Vec<f64>| {
-                filled::<f64>(&cx.device, weight.shape(), weight_dtype(cx), Purpose::Grad, || Ok(values)).map(Some)
+            let dims = Dims::new(self.0, &x);
+            let Some(weight) = &weight else {
+                cx.device.norm_backward(&dims, [&x, &g], None, &mut gx, None)?;
+                return Ok(vec![Some(gx)]);
             };
-            let [grad_w, grad_b] = sums;
-            Ok(vec![Some(gx), of_weight(grad_w)?, of_weight(grad_b)?])
+            let of_weight = || cx.device.alloc_unwritten(weight.shape().clone(), weight_dtype(cx), Purpose::Grad);
+            let (mut grad_w, mut grad_b) = (of_weight()?, of_weight()?);
+            cx.device.norm_backward(&dims, [&x, &g], Some(weight), &mut gx, Some([&mut grad_w, &mut grad_b]))?;
+            Ok(vec![Some(gx), Some(grad_w), Some(grad_b)])
         };
         run().map_err(|err| err.in_op(self.name()))
     }
@@ -253,14 +267,18 @@ mod tests {
                     let dims = Dims::new(kind, &x);
                     device.norm_forward(&dims, &x, affine, &mut y).unwrap();
                     Definition.norm_forward(&dims, &x, affine, &mut want_y).unwrap();
-                    let sums = device.norm_backward(&dims, [&x, &g], weight, &mut gx).unwrap();
-                    let want_sums = Definition.norm_backward(&dims, [&x, &g], weight, &mut want_gx).unwrap();
+                    let sum = || device.alloc([shape[3]], DType::real(Precision::F64), Purpose::Workspace).unwrap();
+                    let (mut gw, mut gb, mut want_gw, mut want_gb) = (sum(), sum(), sum(), sum());
+                    let sums = Some([&mut gw, &mut gb]);
+                    device.norm_backward(&dims, [&x, &g], weight, &mut gx, sums).unwrap();
+                    let sums = Some([&mut want_gw, &mut want_gb]);
+                    Definition.norm_backward(&dims, [&x, &g], weight, &mut want_gx, sums).unwrap();
                     let values = |it: &Tensor| it.to_vec::<f64>().unwrap();
                     for (what, error) in [
                         ("y", distance(&values(&y), &values(&want_y))),
                         ("gx", distance(&values(&gx), &values(&want_gx))),
-                        ("gw", distance(&sums[0], &want_sums[0])),
-                        ("gb", distance(&sums[1], &want_sums[1])),
+                        ("gw", distance(&values(&gw), &values(&want_gw))),
+                        ("gb", distance(&values(&gb), &values(&want_gb))),
                     ] {
                         assert!(error <= tolerance, "{what} {kind:?} {precision} {shape:?}: {error:.2e}");
                     }

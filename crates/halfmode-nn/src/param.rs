@@ -3,6 +3,8 @@
 use crate::{Error, Result};
 use halfmode_autograd::{LeafId, Tape, Var};
 use halfmode_precision::{DType, OpPrecision, PrecisionPolicy};
+#[cfg(feature = "cuda")]
+use halfmode_tensor::cuda::Source;
 use halfmode_tensor::{Device, Elementwise, Purpose, Real, Shape, Tensor};
 
 /// How a parameter starts.
@@ -292,6 +294,11 @@ impl Elementwise for Towards {
     fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
         let (keep, take) = (R::from_f64(0.9), R::from_f64(0.1));
         out.iter_mut().zip(inputs[1]).for_each(|(s, seen)| *s = *s * keep + *seen * take);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(Source, &'static str)> {
+        Some((crate::pointwise::MAPS, "towards"))
     }
 }
 

@@ -1,13 +1,18 @@
 //! Elementwise ops and dense layers on channels-last values: the pieces of the readable
 //! compositions that fused ops are tested against.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::dense_weights::transpose_weight;
 use crate::row_map::{map_rows, sum_rows};
 use crate::rows::{add_bias, add_column_products, add_column_sums, linear, linear_grad_w, linear_grad_x, scale_by};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::DType;
-use halfmode_tensor::{Device, Elementwise, Purpose, Real, Shape, Tensor, with_real};
+#[cfg(feature = "cuda")]
+use halfmode_tensor::cuda::Source;
+use halfmode_tensor::{Device, Elementwise, Purpose, Real, Shape, Target, Tensor, with_real};
 use smallvec::smallvec;
 
 /// `y = gelu(x)`, the exact (erf) form. Saves `x`.
@@ -38,6 +43,10 @@ pub struct ChannelBias;
 #[derive(Clone, Copy, Debug)]
 pub struct Linear;
 
+/// The elementwise functions of this crate.
+#[cfg(feature = "cuda")]
+pub(crate) const MAPS: Source = Source { name: "maps", text: include_str!("../kernels/maps.cu") };
+
 struct GeluFwd;
 struct GeluBwd;
 struct TanhFwd;
@@ -50,6 +59,11 @@ impl Elementwise for GeluFwd {
     fn tile<R: Real>(&self, _: &[&[R]], out: &mut [R]) {
         R::gelu(out);
     }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(Source, &'static str)> {
+        Some((MAPS, "gelu_forward"))
+    }
 }
 
 impl Elementwise for GeluBwd {
@@ -60,11 +74,21 @@ impl Elementwise for GeluBwd {
         R::gelu_both(&mut x, &mut slope);
         out.iter_mut().zip(slope).for_each(|(g, slope)| *g *= slope);
     }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(Source, &'static str)> {
+        Some((MAPS, "gelu_backward"))
+    }
 }
 
 impl Elementwise for TanhFwd {
     fn tile<R: Real>(&self, _: &[&[R]], out: &mut [R]) {
         R::tanh(out);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(Source, &'static str)> {
+        Some((MAPS, "tanh_forward"))
     }
 }
 
@@ -73,11 +97,21 @@ impl Elementwise for TanhBwd {
     fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
         out.iter_mut().zip(inputs[1]).for_each(|(g, y)| *g *= R::ONE - *y * *y);
     }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(Source, &'static str)> {
+        Some((MAPS, "tanh_backward"))
+    }
 }
 
 impl Elementwise for Sum {
     fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
         out.iter_mut().zip(inputs[1]).for_each(|(a, b)| *a += *b);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(Source, &'static str)> {
+        Some((MAPS, "add"))
     }
 }
 
@@ -85,11 +119,21 @@ impl Elementwise for Difference {
     fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
         out.iter_mut().zip(inputs[1]).for_each(|(a, b)| *a = *a - *b);
     }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(Source, &'static str)> {
+        Some((MAPS, "subtract"))
+    }
 }
 
 impl Elementwise for Negative {
     fn tile<R: Real>(&self, _: &[&[R]], out: &mut [R]) {
         out.iter_mut().for_each(|a| *a = -*a);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(Source, &'static str)> {
+        Some((MAPS, "negate"))
     }
 }
 
@@ -192,7 +236,7 @@ fn whole<R: Real>(tensor: &Tensor) -> Result<Vec<R>> {
     if tensor.device().launches() { Ok(tensor.to_vec::<R>()?) } else { Ok(Vec::new()) }
 }
 
-/// A new tensor filled by `fill` where kernels run.
+/// A new tensor filled by `fill` where kernels run. On a GPU this is an error: its kernels write tensors themselves.
 pub(crate) fn filled<R: Real>(
     device: &Device,
     shape: &Shape,
@@ -200,10 +244,20 @@ pub(crate) fn filled<R: Real>(
     purpose: Purpose,
     fill: impl FnOnce() -> Result<Vec<R>>,
 ) -> Result<Tensor> {
+    on_the_host(device)?;
     if device.launches() {
         Ok(Tensor::from_slice(device, &fill()?, shape.clone(), dtype.precision, purpose)?)
     } else {
         Ok(device.alloc(shape.clone(), dtype, purpose)?)
+    }
+}
+
+/// Refuses what only the CPU computes, on a GPU and on its plan alike.
+pub(crate) fn on_the_host(device: &Device) -> Result<()> {
+    match device.target() {
+        Target::Cpu { .. } => Ok(()),
+        #[cfg(feature = "cuda")]
+        Target::Cuda => Err(halfmode_tensor::Error::OnGpu.into()),
     }
 }
 
@@ -220,6 +274,10 @@ impl Op for ChannelGate {
         let [x, gate] = self.expect_inputs(inputs)?;
         let run = || -> Result<Tensor> {
             check_len(self.name(), "gate", gate, rows_of(x).1)?;
+            #[cfg(feature = "cuda")]
+            if !cx.device.is_cpu() {
+                return cuda::gate(cx, x, gate);
+            }
             with_real!(cx.policy.pointwise.storage, R => {
                 let gate = whole::<R>(gate)?;
                 map_rows(&cx.device, [x], (x.shape(), storage(cx)), |[x], y| gate_rows(x, &gate, y))
@@ -233,6 +291,10 @@ impl Op for ChannelGate {
         let (x, gate) = (saved.take("x")?, saved.take("gate")?);
         let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
         let run = || -> Result<Vec<Option<Tensor>>> {
+            #[cfg(feature = "cuda")]
+            if !cx.device.is_cpu() {
+                return cuda::gate_backward(cx, [&g, &x], &gate);
+            }
             with_real!(cx.policy.pointwise.storage, R => {
                 let wide = whole::<R>(&gate)?;
                 let sums = sum_rows::<R, 2, 1>(&cx.device, [&g, &x], [gate.shape()], |[g, x], sums| {
@@ -261,6 +323,10 @@ impl Op for ChannelBias {
         let [x, bias] = self.expect_inputs(inputs)?;
         let run = || -> Result<Tensor> {
             check_len(self.name(), "bias", bias, rows_of(x).1)?;
+            #[cfg(feature = "cuda")]
+            if !cx.device.is_cpu() {
+                return cuda::bias(cx, x, bias);
+            }
             with_real!(cx.policy.pointwise.storage, R => {
                 let bias = whole::<R>(bias)?;
                 map_rows(&cx.device, [x], (x.shape(), storage(cx)), |[x], y| {
@@ -277,6 +343,10 @@ impl Op for ChannelBias {
         let bias = saved.take("bias")?;
         let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
         let run = || -> Result<Vec<Tensor>> {
+            #[cfg(feature = "cuda")]
+            if !cx.device.is_cpu() {
+                return Ok(vec![cuda::bias_gradient(cx, &g, &bias)?]);
+            }
             with_real!(cx.policy.pointwise.storage, R => {
                 sum_rows::<R, 1, 1>(&cx.device, [&g], [bias.shape()], |[g], sums| add_column_sums(g, sums[0]))
             })
@@ -302,6 +372,10 @@ impl Op for Linear {
         let shape = Shape::from(shape);
         let run = || -> Result<Tensor> {
             check_len(self.name(), "weight", w, c_in * c_out)?;
+            #[cfg(feature = "cuda")]
+            if !cx.device.is_cpu() {
+                return cuda::linear(cx, x, w, &shape);
+            }
             with_real!(cx.policy.pointwise.storage, R => {
                 let w_t = whole::<R>(&transpose_weight(&w.cast(R::PRECISION, Purpose::Workspace)?)?)?;
                 map_rows(&cx.device, [x], (&shape, storage(cx)), |[x], y| linear(x, &w_t, y, (c_in, c_out), R::ZERO))
@@ -316,6 +390,10 @@ impl Op for Linear {
         let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
         let (c_in, c_out) = (rows_of(&x).1, rows_of(&g).1);
         let run = || -> Result<Vec<Option<Tensor>>> {
+            #[cfg(feature = "cuda")]
+            if !cx.device.is_cpu() {
+                return cuda::linear_backward(cx, [&g, &x], &w);
+            }
             with_real!(cx.policy.pointwise.storage, R => {
                 let wide = whole::<R>(&w)?;
                 let sums = sum_rows::<R, 2, 1>(&cx.device, [&g, &x], [w.shape()], |[g, x], sums| {

@@ -1,5 +1,9 @@
 //! Fields on other grids: padding, cropping, interpolation.
 
+#[cfg(feature = "cuda")]
+#[path = "resize/cuda.rs"]
+mod on_gpu;
+
 use crate::pointwise::{Grads, filled, storage};
 use crate::spectral_conv::Scales;
 use crate::{Error, Result};
@@ -45,6 +49,10 @@ fn copy_middle(cx: &Cx, op: &'static str, x: &Tensor, amount: &[usize], widen: b
     }
     let out = Shape::from(extents);
     let (large, small) = if widen { (&out, shape) } else { (shape, &out) };
+    #[cfg(feature = "cuda")]
+    if !cx.device.is_cpu() {
+        return on_gpu::copy_middle(cx, x, [large, small], amount, widen);
+    }
     with_real!(cx.policy.pointwise.accumulate, R => filled::<R>(&cx.device, &out, storage(cx), Purpose::Activation, || {
         let x = x.to_vec::<R>()?;
         let mut y = vec![R::ZERO; out.numel()];
@@ -142,6 +150,10 @@ impl Interpolate {
             return Err(Error::Shape { op: "interpolate", operand: "x", expected, found: shape.clone() });
         }
         let out = Shape::from([&[batch][..], to, &[c]].concat());
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            return on_gpu::interpolate(self, cx, x, [from, to], adjoint);
+        }
         with_real!(cx.policy.pointwise.accumulate, R => filled::<R>(&cx.device, &out, storage(cx), Purpose::Activation, || {
             let mut values = x.to_vec::<R>()?;
             for axis in 0..from.len() {

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::partial::{Partial, part_ranges, split_sums};
-use crate::pointwise::rows_of;
+use crate::pointwise::{on_the_host, rows_of};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Device, Purpose, Real, Shape, Tensor, View};
 use rayon::prelude::*;
@@ -45,6 +45,7 @@ pub(crate) fn map_rows<R: Real, const N: usize>(
     (shape, dtype): (&Shape, DType),
     work: impl Fn([&[R]; N], &mut [R]) + Sync,
 ) -> Result<Tensor> {
+    on_the_host(device)?;
     let mut out = device.alloc_unwritten(shape.clone(), dtype, Purpose::Activation)?;
     let c_out = rows_of(&out).1;
     let scratch_len = TILE * (inputs.iter().map(|it| rows_of(it).1).sum::<usize>() + c_out);
@@ -73,6 +74,7 @@ pub(crate) fn sum_rows<R: Real, const N: usize, const M: usize>(
     shapes: [&Shape; M],
     work: impl Fn([&[R]; N], &mut [&mut [R]]) + Sync,
 ) -> Result<Vec<Tensor>> {
+    on_the_host(device)?;
     let n_rows = inputs.first().map_or(0, |it| rows_of(it).0);
     let lens: Vec<usize> = shapes.iter().map(|shape| shape.numel()).collect();
     let parts = part_ranges(n_rows, TILE);

@@ -12,7 +12,7 @@ use halfmode_fft::Algorithm;
 use halfmode_nn::{Activation, Add, FnoBlock, Init, ParamSpec, Params, Stabilizer};
 use halfmode_precision::{OpPrecision, Precision, PrecisionPolicy, Preset};
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, assert_close, devices, gpu, gradcheck};
+use halfmode_testkit::{Rng, adjoint, assert_close, devices, gpu, gradcheck};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use std::sync::Arc;
@@ -114,6 +114,27 @@ impl Case {
         run(&cx, op, &tensors(&device, inputs, Precision::F64), cotangent)
     }
 
+    fn check_gradients(&self, device: &Device) {
+        let inputs = tensors(device, &self.inputs(Precision::F64), Precision::F64);
+        let block = self.block(device, Precision::F64);
+        gradcheck(device, &|| Box::new(block.clone()), &inputs, self.seed);
+    }
+
+    /// Without a last activation the output is linear in each of `w_2`, `b_2` and `gate`, where the others are zero.
+    fn check_adjoint(&self, device: &Device) {
+        let case = Case { activation: Activation::None, ..self.clone() };
+        for precision in Precision::ALL {
+            let block = case.block(device, precision);
+            for linear in [6, 7, 8] {
+                let mut inputs = case.inputs(precision);
+                inputs.iter_mut().enumerate().skip(6).filter(|it| it.0 != linear).for_each(|it| it.1.1.fill(0.0));
+                let inputs = tensors(device, &inputs, precision);
+                let cx = Cx::new(device, &policy(precision));
+                adjoint(&cx, &|| Box::new(block.clone()), &inputs, linear, case.n_terms(), case.seed);
+            }
+        }
+    }
+
     /// How far every result moves with its operands.
     fn sensitivities(&self, inputs: &[Value], cotangent: &[f64]) -> Vec<f64> {
         let operands: Vec<Vec<f64>> =
@@ -192,10 +213,12 @@ proptest! {
 
     #[test]
     fn gradients_match_differences(case in case(4)) {
-        let device = Device::cpu(2).unwrap();
-        let inputs = tensors(&device, &case.inputs(Precision::F64), Precision::F64);
-        let block = case.block(&device, Precision::F64);
-        gradcheck(&device, &|| Box::new(block.clone()), &inputs, case.seed);
+        case.check_gradients(&Device::cpu(2).unwrap());
+    }
+
+    #[test]
+    fn is_adjoint_where_it_is_linear_in_every_precision(case in case(6)) {
+        case.check_adjoint(&Device::cpu(2).unwrap());
     }
 }
 
@@ -245,32 +268,56 @@ fn tile_edges_in_every_precision() {
     }
 }
 
-/// The block on a GPU: edges, then random shapes, each against the composition in double precision.
-#[test]
-fn on_a_gpu_in_every_precision() {
-    let Some(device) = gpu() else { return };
+fn random_gpu_cases() -> Vec<Case> {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let random = (0..10).map(|_| case(9).new_tree(&mut runner).unwrap().current());
-    // Widths of the kernels that take a point through all layers on tensor cores, with rows left over.
-    let wide = [(16, 16), (32, 16), (48, 96), (64, 32), (128, 64)].into_iter().enumerate().map(|(idx, (c, h))| Case {
+    random.map(|case| Case { algorithm: None, ..case }).collect()
+}
+
+/// Widths of the kernels that take a point through all layers on tensor cores, with rows left over.
+fn wide_gpu_cases() -> Vec<Case> {
+    let widths = [(16, 16), (32, 16), (48, 96), (64, 32), (128, 64)].into_iter().enumerate();
+    let wide = widths.map(|(idx, (c, h))| Case {
         batch: 3,
         c,
         h,
         grid: vec![7, 9],
         modes: vec![4, 3],
+        algorithm: None,
         stabilizer: if idx % 2 == 0 { Stabilizer::Tanh } else { Stabilizer::None },
         activation: if idx == 3 { Activation::None } else { Activation::Gelu },
         ..edge_cases()[0].clone()
     });
-    println!("worst error over allowed on a GPU");
-    for case in edge_cases().into_iter().chain(random).chain(wide) {
+    wide.collect()
+}
+
+/// The block on a GPU: edges, then random shapes, each against the composition in double precision.
+#[test]
+fn on_a_gpu_in_every_precision() {
+    let Some(device) = gpu() else { return };
+    println!("worst error over allowed on a GPU: shapes, precision, fused, composed");
+    for case in edge_cases().into_iter().chain(random_gpu_cases()).chain(wide_gpu_cases()) {
         let case = Case { algorithm: None, ..case };
         for precision in Precision::ALL {
-            let block = case.block(&device, precision);
-            let worst = check_ops([Box::new(block) as Box<dyn Op>], &case, &device, precision);
-            println!("{:?} {:?} c {} h {} {precision}: {:.3}", case.grid, case.modes, case.c, case.h, worst[0]);
+            let [fused, composed] = check_precision(&case, &device, precision);
+            println!(
+                "{:?} {:?} c {} h {} {precision}: {fused:.3} {composed:.3}",
+                case.grid, case.modes, case.c, case.h
+            );
         }
     }
+}
+
+#[test]
+fn gradients_match_differences_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    random_gpu_cases().iter().for_each(|case| case.check_gradients(&device));
+}
+
+#[test]
+fn is_adjoint_where_it_is_linear_in_every_precision_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    random_gpu_cases().iter().chain(&wide_gpu_cases()).for_each(|case| case.check_adjoint(&device));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use halfmode_autograd::{Cx, Op, Tape};
 use halfmode_nn::{Channels, GridEmbedding, PointwiseMlp};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Real, Tensor};
-use halfmode_testkit::{Rng, assert_close, devices, gpu, gradcheck};
+use halfmode_testkit::{Rng, adjoint, assert_close, devices, gpu, gradcheck};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
@@ -127,6 +127,22 @@ impl Case {
         std::iter::once(y).chain(grads).collect()
     }
 
+    fn check_gradients(&self, device: &Device) {
+        let inputs = tensors(device, &self.inputs(Precision::F64), Precision::F64);
+        gradcheck(device, &|| Box::new(self.op), &inputs, self.seed);
+    }
+
+    /// Without its bias the output is linear in the weights of the second layer.
+    fn check_adjoint(&self, device: &Device) {
+        for precision in Precision::ALL {
+            let mut inputs = self.inputs(precision);
+            inputs[4].1.fill(0.0);
+            let inputs = tensors(device, &inputs, precision);
+            let n_terms = self.batch * self.points() * self.c_hidden * self.c_out;
+            adjoint(&Cx::new(device, &policy(precision)), &|| Box::new(self.op), &inputs, 3, n_terms, self.seed);
+        }
+    }
+
     fn check(&self, device: &Device, precision: Precision) {
         let (inputs, cotangent) = (self.inputs(precision), self.cotangent(precision));
         let operands: Vec<Vec<f64>> =
@@ -172,9 +188,12 @@ proptest! {
 
     #[test]
     fn gradients_match_differences(case in case(4)) {
-        let device = Device::cpu(2).unwrap();
-        let inputs = tensors(&device, &case.inputs(Precision::F64), Precision::F64);
-        gradcheck(&device, &|| Box::new(case.op), &inputs, case.seed);
+        case.check_gradients(&Device::cpu(2).unwrap());
+    }
+
+    #[test]
+    fn is_adjoint_in_its_last_layer_in_every_precision(case in case(6)) {
+        case.check_adjoint(&Device::cpu(2).unwrap());
     }
 }
 
@@ -207,19 +226,34 @@ fn tile_edges_in_every_precision() {
     }
 }
 
+fn random_gpu_cases() -> Vec<Case> {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    (0..10).map(|_| case(9).new_tree(&mut runner).unwrap().current()).collect()
+}
+
 #[test]
 fn on_a_gpu_in_every_precision() {
     let Some(device) = gpu() else { return };
-    let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let random = (0..10).map(|_| case(9).new_tree(&mut runner).unwrap().current());
     // More points than one chunk of a hidden layer this wide holds.
     let op = PointwiseMlp { input: Channels::Last, output: Channels::First, embedding: GridEmbedding::None };
     let chunks = Case { batch: 3, grid: vec![15, 17], c_in: 4, c_hidden: 12_000, c_out: 1, op, seed: 5 };
-    for case in tile_edges().into_iter().chain(random).chain([chunks]) {
+    for case in tile_edges().into_iter().chain(random_gpu_cases()).chain([chunks]) {
         for precision in Precision::ALL {
             case.check(&device, precision);
         }
     }
+}
+
+#[test]
+fn gradients_match_differences_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    random_gpu_cases().iter().for_each(|case| case.check_gradients(&device));
+}
+
+#[test]
+fn is_adjoint_in_its_last_layer_in_every_precision_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    random_gpu_cases().iter().for_each(|case| case.check_adjoint(&device));
 }
 
 #[test]

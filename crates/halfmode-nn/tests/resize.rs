@@ -3,13 +3,16 @@
 
 mod common;
 
-use common::{cases, grid_and_modes, policy, transform};
+use common::{
+    Value, allowed, cases, distance, grid_and_modes, norm, policy, rounded, run, sensitivity, tensors, transform,
+};
 use halfmode_autograd::{Cx, Op};
 use halfmode_nn::{FieldNorm, FourierResample, Interpolate, Margin, ModeProduct, NormKind, SelectModes, SpectralConv};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, gradcheck, tol};
+use halfmode_testkit::{Rng, adjoint, assert_close, gpu, gradcheck, tol};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use std::sync::Arc;
 
 /// Grid, the other grid or padding, modes that both grids resolve, batch, channels.
@@ -65,74 +68,174 @@ fn linear_ops(
     ops
 }
 
+/// Grid, the other grid or padding, modes, batch, channels, seed.
+type Sizes = (Vec<usize>, Vec<usize>, Vec<usize>, usize, usize, u64);
+
+/// Few values have a variance near zero, and differences across it are no derivative.
+fn grown(grid: &[usize]) -> Vec<usize> {
+    grid.iter().map(|n| n + 2).collect()
+}
+
+fn check_gradients(device: &Device, (grid, other, modes, batch, c, seed): &Sizes) {
+    let mut rng = Rng::new(*seed);
+    for (op, shapes) in linear_ops(device, Precision::F64, (grid, other, modes), (*batch, *c)) {
+        let inputs: Vec<Tensor> = shapes.iter().map(|shape| rng.tensor(device, shape, Precision::F64)).collect();
+        gradcheck(device, &op, &inputs, *seed);
+    }
+    let mut tensor = |shape: &[usize]| rng.tensor(device, shape, Precision::F64);
+    let x = tensor(&field(*batch, &grown(grid), *c));
+    gradcheck(device, &|| Box::new(FieldNorm(NormKind::Instance)), std::slice::from_ref(&x), *seed);
+    gradcheck(device, &|| Box::new(FieldNorm(NormKind::Group)), &[x, tensor(&[*c]), tensor(&[*c])], *seed);
+}
+
+fn check_adjoints(device: &Device, (grid, other, modes, batch, c, seed): &Sizes) {
+    for precision in Precision::ALL {
+        let cx = Cx::new(device, &policy(precision));
+        let mut rng = Rng::new(*seed);
+        for (op, shapes) in linear_ops(device, precision, (grid, other, modes), (*batch, *c)) {
+            let inputs: Vec<Tensor> = shapes.iter().map(|shape| rng.tensor(device, shape, precision)).collect();
+            let n_terms = 16 * inputs[0].numel().max(other.iter().product::<usize>() * batch * c);
+            for idx in 0..inputs.len() {
+                adjoint(&cx, &op, &inputs, idx, n_terms, *seed);
+            }
+        }
+    }
+}
+
+fn check_normalised(device: &Device, (grid, _, _, batch, c, seed): &Sizes) {
+    let (grid, batch, c) = (grown(grid), *batch, *c);
+    let rows: usize = grid.iter().product();
+    for precision in Precision::ALL {
+        let cx = Cx::inference(device, &policy(precision));
+        let x = Rng::new(*seed).tensor(device, &field(batch, &grid, c), precision);
+        let [one, zero] = [1.0, 0.0]
+            .map(|value| Tensor::from_slice(device, &vec![value; c], [c], precision, Purpose::Param).unwrap());
+        let run = |op: FieldNorm, inputs: &[&Tensor]| op.forward(&cx, inputs).unwrap().0[0].to_vec::<f64>().unwrap();
+        let instance = run(FieldNorm(NormKind::Instance), &[&x]);
+        let group = run(FieldNorm(NormKind::Group), &[&x, &one, &zero]);
+        let check = |values: Vec<f64>| {
+            let n = values.len() as f64;
+            let mean = values.iter().sum::<f64>() / n;
+            let var = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
+            // Storage rounds values near 1; the 1e-5 under the root matters where the variance is small.
+            let tolerance = 2.0 * tol(precision, 1);
+            assert!(mean.abs() <= tolerance && var <= 1.0 + tolerance, "{precision}: {mean} {var}");
+            assert!(var > 0.9, "{precision}: variance {var}");
+        };
+        for b in 0..batch {
+            check(group[b * rows * c..(b + 1) * rows * c].to_vec());
+            for channel in 0..c {
+                let sample = instance[b * rows * c..(b + 1) * rows * c].iter();
+                check(sample.skip(channel).step_by(c).copied().collect());
+            }
+        }
+    }
+}
+
+/// Every result is that of double precision on the CPU but for the rounding of stored values and of sums.
+fn check_precisions(device: &Device, (grid, other, modes, batch, c, seed): &Sizes) {
+    let cpu = Device::cpu(2).unwrap();
+    let (batch, c) = (*batch, *c);
+    let all_ops = |device: &Device, precision: Precision| {
+        let mut ops = linear_ops(device, precision, (grid, other, modes), (batch, c));
+        let x = field(batch, &grown(grid), c);
+        ops.push((Box::new(|| Box::new(FieldNorm(NormKind::Instance))), vec![x.clone()]));
+        ops.push((Box::new(|| Box::new(FieldNorm(NormKind::Group))), vec![x, vec![c], vec![c]]));
+        ops
+    };
+    for precision in Precision::ALL {
+        let references = all_ops(&cpu, Precision::F64);
+        for ((op, shapes), (reference, _)) in all_ops(device, precision).into_iter().zip(references) {
+            let mut rng = Rng::new(*seed);
+            let mut value = |shape: &[usize]| rounded(&rng.normals(shape.iter().product()), precision);
+            let mut operands: Vec<Vec<f64>> = shapes.iter().map(|shape| value(shape)).collect();
+            let given = |operands: &[Vec<f64>]| -> Vec<Value> {
+                shapes.iter().cloned().zip(operands.iter().cloned()).collect()
+            };
+            let cx = Cx::new(&cpu, &policy(Precision::F64));
+            let inputs = tensors(&cpu, &given(&operands), Precision::F64);
+            let out = reference().forward(&cx, &inputs.iter().collect::<Vec<_>>()).unwrap().0.remove(0);
+            operands.push(value(out.shape()));
+            let f = |operands: &[Vec<f64>]| {
+                run(&cx, reference(), &tensors(&cpu, &given(operands), Precision::F64), &operands[shapes.len()])
+            };
+            let want = f(&operands);
+            let sensitivities = sensitivity(&f, &operands, *seed);
+            let inputs = tensors(device, &given(&operands), precision);
+            let got = run(&Cx::new(device, &policy(precision)), op(), &inputs, &operands[shapes.len()]);
+            // Stored on the way of a transform: each axis on both sides, the products, the result, and on a GPU the
+            // matrices. Everything else rounds its operands and its result.
+            let roundings = 2 * (3 * grid.len() + 2);
+            let n_terms = 16 * operands[0].len().max(operands[shapes.len()].len());
+            for idx in 0..got.len() {
+                let bound = allowed(precision, n_terms, roundings, norm(&want[idx]), sensitivities[idx]);
+                let error = distance(&got[idx], &want[idx]);
+                let name = op().name();
+                assert!(error <= bound, "{name} result {idx} in {precision}: {error:.3e} > {bound:.3e}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(24))]
 
     #[test]
-    fn gradients_match_differences((grid, other, modes, batch, c, seed) in sizes()) {
-        let device = Device::cpu(2).unwrap();
-        let mut rng = Rng::new(seed);
-        for (op, shapes) in linear_ops(&device, Precision::F64, (&grid, &other, &modes), (batch, c)) {
-            let inputs: Vec<Tensor> = shapes.iter().map(|shape| rng.tensor(&device, shape, Precision::F64)).collect();
-            gradcheck(&device, &op, &inputs, seed);
-        }
-        // Few values have a variance near zero, and differences across it are no derivative.
-        let grid: Vec<usize> = grid.iter().map(|n| n + 2).collect();
-        let mut tensor = |shape: &[usize]| rng.tensor(&device, shape, Precision::F64);
-        let x = tensor(&field(batch, &grid, c));
-        gradcheck(&device, &|| Box::new(FieldNorm(NormKind::Instance)), std::slice::from_ref(&x), seed);
-        gradcheck(&device, &|| Box::new(FieldNorm(NormKind::Group)), &[x, tensor(&[c]), tensor(&[c])], seed);
+    fn gradients_match_differences(sizes in sizes()) {
+        check_gradients(&Device::cpu(2).unwrap(), &sizes);
     }
 
     #[test]
-    fn linear_ops_are_adjoint_in_every_precision((grid, other, modes, batch, c, seed) in sizes()) {
-        let device = Device::cpu(2).unwrap();
-        for precision in Precision::ALL {
-            let cx = Cx::new(&device, &policy(precision));
-            let mut rng = Rng::new(seed);
-            for (op, shapes) in linear_ops(&device, precision, (&grid, &other, &modes), (batch, c)) {
-                let inputs: Vec<Tensor> = shapes.iter().map(|shape| rng.tensor(&device, shape, precision)).collect();
-                let n_terms = 16 * inputs[0].numel().max(other.iter().product::<usize>() * batch * c);
-                for idx in 0..inputs.len() {
-                    adjoint(&cx, &op, &inputs, idx, n_terms, seed);
-                }
-            }
-        }
+    fn linear_ops_are_adjoint_in_every_precision(sizes in sizes()) {
+        check_adjoints(&Device::cpu(2).unwrap(), &sizes);
     }
 
     #[test]
-    fn norms_leave_mean_zero_and_variance_one((grid, _, _, batch, c, seed) in sizes()) {
-        let device = Device::cpu(2).unwrap();
-        let grid: Vec<usize> = grid.iter().map(|n| n + 2).collect();
-        let rows: usize = grid.iter().product();
-        for precision in Precision::ALL {
-            let cx = Cx::inference(&device, &policy(precision));
-            let x = Rng::new(seed).tensor(&device, &field(batch, &grid, c), precision);
-            let [one, zero] = [1.0, 0.0].map(|value| {
-                Tensor::from_slice(&device, &vec![value; c], [c], precision, Purpose::Param).unwrap()
-            });
-            let run = |op: FieldNorm, inputs: &[&Tensor]| op.forward(&cx, inputs).unwrap().0[0].to_vec::<f64>().unwrap();
-            let instance = run(FieldNorm(NormKind::Instance), &[&x]);
-            let group = run(FieldNorm(NormKind::Group), &[&x, &one, &zero]);
-            let check = |values: Vec<f64>| {
-                let n = values.len() as f64;
-                let mean = values.iter().sum::<f64>() / n;
-                let var = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
-                // Storage rounds values near 1; the 1e-5 under the root matters where the variance is small.
-                let tolerance = 2.0 * tol(precision, 1);
-                prop_assert!(mean.abs() <= tolerance && var <= 1.0 + tolerance, "{precision}: {mean} {var}");
-                prop_assert!(var > 0.9, "{precision}: variance {var}");
-                Ok(())
-            };
-            for b in 0..batch {
-                check(group[b * rows * c..(b + 1) * rows * c].to_vec())?;
-                for channel in 0..c {
-                    let sample = instance[b * rows * c..(b + 1) * rows * c].iter();
-                    check(sample.skip(channel).step_by(c).copied().collect())?;
-                }
-            }
-        }
+    fn norms_leave_mean_zero_and_variance_one(sizes in sizes()) {
+        check_normalised(&Device::cpu(2).unwrap(), &sizes);
     }
+}
+
+proptest! {
+    #![proptest_config(cases(12))]
+
+    #[test]
+    fn every_precision_is_within_its_roundings(sizes in sizes()) {
+        check_precisions(&Device::cpu(2).unwrap(), &sizes);
+    }
+}
+
+/// Random shapes, then more channels than a block's threads, and more rows than a block's.
+fn gpu_sizes() -> Vec<Sizes> {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let random = (0..10).map(|_| sizes().new_tree(&mut runner).unwrap().current());
+    let wide = (vec![5], vec![7], vec![2], 2, 300, 11);
+    let long = (vec![61, 53], vec![40, 59], vec![8, 6], 3, 4, 12);
+    random.chain([wide, long]).collect()
+}
+
+#[test]
+fn gradients_match_differences_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    gpu_sizes().iter().for_each(|sizes| check_gradients(&device, sizes));
+}
+
+#[test]
+fn linear_ops_are_adjoint_in_every_precision_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    gpu_sizes().iter().for_each(|sizes| check_adjoints(&device, sizes));
+}
+
+#[test]
+fn norms_leave_mean_zero_and_variance_one_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    gpu_sizes().iter().for_each(|sizes| check_normalised(&device, sizes));
+}
+
+#[test]
+fn every_precision_is_within_its_roundings_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    gpu_sizes().iter().for_each(|sizes| check_precisions(&device, sizes));
 }
 
 /// A field of few modes on a finer grid is the same function there, negative frequencies included.

@@ -147,6 +147,17 @@ impl Case {
         vec![y, gx, gw]
     }
 
+    fn check_adjoint(&self, device: &Device) {
+        for precision in Precision::ALL {
+            let op = self.op(device, precision);
+            let cx = Cx::new(device, &policy(precision));
+            let inputs = tensors(device, &self.inputs(precision), precision);
+            for idx in 0..2 {
+                adjoint(&cx, &|| Box::new(op.clone()), &inputs, idx, self.n_terms(), self.seed);
+            }
+        }
+    }
+
     fn check_definition(&self, device: &Device, precision: Precision) {
         let (inputs, cotangent) = (self.inputs(precision), self.cotangent(precision));
         let operands = vec![inputs[0].1.clone(), inputs[1].1.clone(), cotangent.clone()];
@@ -188,15 +199,7 @@ proptest! {
 
     #[test]
     fn is_adjoint_in_both_operands_in_every_precision(case in case(9, true)) {
-        let device = Device::cpu(2).unwrap();
-        for precision in Precision::ALL {
-            let op = case.op(&device, precision);
-            let cx = Cx::new(&device, &policy(precision));
-            let inputs = tensors(&device, &case.inputs(precision), precision);
-            for idx in 0..2 {
-                adjoint(&cx, &|| Box::new(op.clone()), &inputs, idx, case.n_terms(), case.seed);
-            }
-        }
+        case.check_adjoint(&Device::cpu(2).unwrap());
     }
 }
 
@@ -220,20 +223,29 @@ proptest! {
     }
 }
 
-#[test]
-fn on_a_gpu_in_every_precision() {
-    let Some(device) = gpu() else { return };
+fn gpu_cases() -> Vec<Case> {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let random = (0..10).map(|_| case(9, true).new_tree(&mut runner).unwrap().current());
     // More batch entries than a mode's sums in registers, more channels than a block's threads and a chunk.
     let (grid, modes) = (vec![16, 9], vec![5, 4]);
     let wide = Case { out: grid.clone(), grid, modes, algorithm: None, batch: 11, c_in: 37, c_out: 131, seed: 9 };
-    for case in random.chain([wide]) {
-        let case = Case { algorithm: None, ..case };
+    random.chain([wide]).map(|case| Case { algorithm: None, ..case }).collect()
+}
+
+#[test]
+fn on_a_gpu_in_every_precision() {
+    let Some(device) = gpu() else { return };
+    for case in gpu_cases() {
         for precision in Precision::ALL {
             case.check_definition(&device, precision);
         }
     }
+}
+
+#[test]
+fn is_adjoint_in_both_operands_in_every_precision_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    gpu_cases().iter().for_each(|case| case.check_adjoint(&device));
 }
 
 #[test]

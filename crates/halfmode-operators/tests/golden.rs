@@ -19,22 +19,32 @@ fn config(golden: &Golden) -> FnoConfig {
     serde_json::from_value(arguments).unwrap()
 }
 
-fn check(name: &str, precision: Precision) {
-    let golden = Golden::load(name);
-    let case = format!("{name} in {precision}");
-    let device = Device::cpu(2).unwrap();
-    let (policy, tolerances) = match precision {
-        Precision::F64 => (PrecisionPolicy::double(), [1e-10, 1e-9]),
-        _ => {
-            let full = PrecisionConfig::new(Preset::Full, Precision::F16).resolve().unwrap();
-            (full, ["out", "grad_max"].map(|it| golden.f32_tolerance(it)))
-        }
-    };
-    let policy = Arc::new(policy);
-    let config = config(&golden);
+fn policy(precision: Precision) -> PrecisionPolicy {
+    match precision {
+        Precision::F64 => PrecisionPolicy::double(),
+        Precision::F32 => PrecisionConfig::new(Preset::Full, Precision::F16).resolve().unwrap(),
+        half => PrecisionPolicy::mixed(half),
+    }
+}
+
+/// What a case gives on a device.
+struct Pass {
+    /// With running statistics, where the case has them.
+    evaluation: Option<Tensor>,
+    out: Tensor,
+    grad_x: Tensor,
+    grads: Vec<Option<Tensor>>,
+    /// After the pass.
+    params: Params,
+}
+
+/// An evaluation where one is recorded, then a pass in training.
+fn pass(golden: &Golden, device: &Device, precision: Precision) -> Pass {
+    let policy = Arc::new(policy(precision));
+    let config = config(golden);
     let complex = config.complex_data;
     let fno = Fno::new(config).unwrap();
-    let mut params = Params::new(&device, fno.param_specs(), &policy, 0).unwrap();
+    let mut params = Params::new(device, fno.param_specs(), &policy, 0).unwrap();
     let mut names: Vec<&str> = golden.names("param/").collect();
     for param in &mut params.list {
         let (shape, values) = golden.get(&format!("param/{}", param.spec.name));
@@ -48,24 +58,23 @@ fn check(name: &str, precision: Precision) {
     let tensor = |name: &str| {
         let (shape, values) = golden.get(name);
         let (shape, dtype) = match complex {
-            true => (&shape[..shape.len() - 1], DType::complex(precision)),
-            false => (shape, DType::real(precision)),
+            true => (&shape[..shape.len() - 1], DType::complex(policy.pointwise.storage)),
+            false => (shape, DType::real(policy.pointwise.storage)),
         };
-        Tensor::from_scalars(&device, values, shape, dtype, Purpose::Activation).unwrap()
+        Tensor::from_scalars(device, values, shape, dtype, Purpose::Activation).unwrap()
     };
-    if golden.names("f64/").any(|it| it == "evaluation") {
-        let mut tape = Tape::new(Cx::inference(&device, &policy));
+    let evaluation = golden.names("f64/").any(|it| it == "evaluation").then(|| {
+        let mut tape = Tape::new(Cx::inference(device, &policy));
         let weights = params.leaves(&mut tape);
         let x = tape.constant(tensor("in/x"));
-        let y = fno.forward(&mut tape, &weights, &[&x]).unwrap().value().to_vec::<f64>().unwrap();
-        assert_close!(format!("{case}: evaluation"), y, *golden.get("f64/evaluation").1, tolerances[0]);
-    }
-    let mut tape = Tape::new(Cx::new(&device, &policy));
+        fno.forward(&mut tape, &weights, &[&x]).unwrap().into_value()
+    });
+    let mut tape = Tape::new(Cx::new(device, &policy));
     let weights = params.leaves(&mut tape);
     let x = tape.leaf(tensor("in/x"));
     let output_shape: Option<Vec<usize>> = serde_json::from_value(golden.fact("output_shape").clone()).unwrap();
     let y = fno.forward_to(&mut tape, &weights, &x, output_shape.as_deref()).unwrap();
-    assert_close!(format!("{case}: out"), y.value().to_vec::<f64>().unwrap(), *golden.get("f64/out").1, tolerances[0]);
+    let out = y.value().clone();
     let mut grads: Vec<Option<Tensor>> = vec![None; params.list.len() + 1];
     let seeds = vec![(y, tensor("in/cotangent"))];
     drop((weights, x));
@@ -75,19 +84,64 @@ fn check(name: &str, precision: Precision) {
         Ok(())
     })
     .unwrap();
-    let grad_x = grads.pop().unwrap().unwrap().to_vec::<f64>().unwrap();
-    assert_close!(format!("{case}: grad x"), grad_x, *golden.get("f64/grad_in/x").1, tolerances[1]);
-    let moved = params.list.iter().zip(grads).filter(|(param, _)| param.spec.role != ParamRole::Statistic);
-    let grads = moved.map(|(param, grad)| {
-        let grad = grad.map_or_else(|| vec![0.0; param.spec.n_scalars()], |grad| grad.to_vec::<f64>().unwrap());
-        (param.spec.name.clone(), param.spec.to_file(&grad))
-    });
-    golden.assert_gradients(&case, "f64/grad_param/", &grads.collect::<Vec<_>>(), tolerances[1]);
+    let grad_x = grads.pop().unwrap().unwrap();
     params.observe(&observed).unwrap();
-    for name in golden.names("f64/after/") {
-        let after = params.get(name).unwrap().file_values().unwrap();
-        assert_close!(format!("{case}: {name}"), after, *golden.get(&format!("f64/after/{name}")).1, tolerances[0]);
+    Pass { evaluation, out, grad_x, grads, params }
+}
+
+/// The values of a pass.
+struct Values {
+    evaluation: Option<Vec<f64>>,
+    out: Vec<f64>,
+    grad_x: Vec<f64>,
+    /// Of what gradients move, by name, in file order.
+    grads: Vec<(String, Vec<f64>)>,
+    /// All parameters after the pass.
+    after: Vec<(String, Vec<f64>)>,
+}
+
+impl Pass {
+    fn values(self) -> Values {
+        let values = |it: &Tensor| it.to_vec::<f64>().unwrap();
+        let list = &self.params.list;
+        let moved = list.iter().zip(&self.grads).filter(|(param, _)| param.spec.role != ParamRole::Statistic);
+        let grads = moved.map(|(param, grad)| {
+            let grad = grad.as_ref().map_or_else(|| vec![0.0; param.spec.n_scalars()], values);
+            (param.spec.name.clone(), param.spec.to_file(&grad))
+        });
+        Values {
+            evaluation: self.evaluation.as_ref().map(values),
+            out: values(&self.out),
+            grad_x: values(&self.grad_x),
+            grads: grads.collect(),
+            after: list.iter().map(|it| (it.spec.name.clone(), it.file_values().unwrap())).collect(),
+        }
     }
+}
+
+/// Holds a pass against the record.
+fn assert_recorded(golden: &Golden, case: &str, precision: Precision, got: &Values) {
+    let [of_values, of_gradients] = match precision {
+        Precision::F64 => [1e-10, 1e-9],
+        _ => ["out", "grad_max"].map(|it| golden.f32_tolerance(it)),
+    };
+    if let Some(evaluation) = &got.evaluation {
+        assert_close!(format!("{case}: evaluation"), *evaluation, *golden.get("f64/evaluation").1, of_values);
+    }
+    assert_close!(format!("{case}: out"), got.out, *golden.get("f64/out").1, of_values);
+    assert_close!(format!("{case}: grad x"), got.grad_x, *golden.get("f64/grad_in/x").1, of_gradients);
+    golden.assert_gradients(case, "f64/grad_param/", &got.grads, of_gradients);
+    for name in golden.names("f64/after/") {
+        let (_, after) = got.after.iter().find(|it| it.0 == name).unwrap();
+        assert_close!(format!("{case}: {name}"), *after, *golden.get(&format!("f64/after/{name}")).1, of_values);
+    }
+}
+
+fn check(name: &str, precision: Precision) {
+    let golden = Golden::load(name);
+    let device = Device::cpu(2).unwrap();
+    let got = pass(&golden, &device, precision).values();
+    assert_recorded(&golden, &format!("{name} in {precision}"), precision, &got);
 }
 
 /// Batch norm: a pass in training, what it leaves in the running statistics, and an evaluation with them.
@@ -102,9 +156,11 @@ fn fno_batch_norm() {
     }
 }
 
+const ACCEPTANCE_SET: [&str; 3] = ["fno1d", "fno2d", "fno3d"];
+
 #[test]
 fn fno_of_the_acceptance_set() {
-    for name in ["fno1d", "fno2d", "fno3d"] {
+    for name in ACCEPTANCE_SET {
         check(name, Precision::F64);
         check(name, Precision::F32);
     }
@@ -119,5 +175,107 @@ fn fno_options() {
         println!("{name}");
         check(&name, Precision::F64);
         check(&name, Precision::F32);
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::{ACCEPTANCE_SET, Values, assert_recorded, pass};
+    use halfmode_precision::{Format, Precision};
+    use halfmode_tensor::{Device, Target};
+    use halfmode_testkit::{Golden, gpu, rel_l2};
+
+    fn all_cases() -> Vec<String> {
+        let mut names = ACCEPTANCE_SET.map(str::to_owned).to_vec();
+        names.extend(["batch_norm", "fno_options"].into_iter().flat_map(Golden::list));
+        names
+    }
+
+    /// A missing kernel is an error on the planning device too.
+    #[test]
+    fn every_case_plans_for_a_gpu() {
+        let names = all_cases();
+        assert!(names.len() >= 47, "{names:?}");
+        for name in names {
+            println!("{name}");
+            let golden = Golden::load(&name);
+            for precision in Precision::ALL {
+                let device = Device::meta(Target::Cuda);
+                let planned = pass(&golden, &device, precision);
+                assert_eq!(planned.out.shape()[..], golden.get("f64/out").0[..planned.out.shape().len()], "{name}");
+                assert!(device.memory().total.peak > 0);
+            }
+        }
+    }
+
+    /// Asserts that values differ by at most 1e-5 of the largest of them, or of `floor`: single precision against
+    /// single precision with sums in other orders.
+    fn assert_near(what: &str, got: &[f64], want: &[f64], floor: f64) {
+        let largest = want.iter().fold(floor, |most, it| most.max(it.abs()));
+        let (error, idx) = halfmode_testkit::max_error(got, want);
+        assert!(
+            got.len() == want.len() && error <= 1e-5 * largest,
+            "{what}: off by {error:.2e} of {largest:.2e} at {idx}"
+        );
+    }
+
+    fn assert_same(case: &str, got: &Values, want: &Values) {
+        let pairs = got.evaluation.iter().zip(&want.evaluation);
+        pairs.for_each(|(got, want)| assert_near(&format!("{case}: evaluation"), got, want, 0.0));
+        assert_near(&format!("{case}: out"), &got.out, &want.out, 0.0);
+        assert_near(&format!("{case}: grad x"), &got.grad_x, &want.grad_x, 0.0);
+        // Gradients that are zero up to rounding are held to the size of the others.
+        let largest = |it: &[f64]| it.iter().fold(0.0, |most: f64, it| most.max(it.abs()));
+        let floor = 1e-4 * want.grads.iter().map(|it| largest(&it.1)).fold(0.0, f64::max);
+        for ((name, got), (_, want)) in got.grads.iter().zip(&want.grads) {
+            assert_near(&format!("{case}: grad {name}"), got, want, floor);
+        }
+        for ((name, got), (_, want)) in got.after.iter().zip(&want.after) {
+            assert_near(&format!("{case}: {name} after"), got, want, 0.0);
+        }
+    }
+
+    /// Every case against the record, in single precision against the CPU as well; and what was planned is what it
+    /// takes.
+    #[test]
+    fn every_case_on_a_gpu() {
+        let Some(device) = gpu() else { return };
+        for name in all_cases() {
+            println!("{name}");
+            let golden = Golden::load(&name);
+            for precision in [Precision::F64, Precision::F32] {
+                let case = format!("{name} in {precision} on a GPU");
+                let twin = device.twin();
+                pass(&golden, &twin, precision);
+                device.reset_peak();
+                let before = device.memory().total.live;
+                let computed = pass(&golden, &device, precision);
+                assert_eq!(device.memory().total.peak - before, twin.memory().total.peak, "{case}: planned bytes");
+                let got = computed.values();
+                if precision == Precision::F32 {
+                    assert_same(&case, &got, &pass(&golden, &Device::cpu(2).unwrap(), precision).values());
+                }
+                assert_recorded(&golden, &case, precision, &got);
+            }
+        }
+    }
+
+    /// In halves the output is off the record by at most four times what the CPU's is: layer by layer a GPU stores
+    /// several times as many intermediates, whose roundings add as squares.
+    #[test]
+    fn halves_of_every_case_on_a_gpu() {
+        let Some(device) = gpu() else { return };
+        let cpu = Device::cpu(2).unwrap();
+        for name in all_cases() {
+            let golden = Golden::load(&name);
+            let want = golden.get("f64/out").1;
+            for precision in [Precision::F16, Precision::Bf16] {
+                let out = |device: &Device| pass(&golden, device, precision).values().out;
+                let [on_gpu, on_cpu] = [&device, &cpu].map(|device| rel_l2(&out(device), want));
+                println!("{name} in {precision}: {on_gpu:.2e}, on the CPU {on_cpu:.2e}");
+                let least = Format::from(precision).unit_roundoff();
+                assert!(on_gpu <= 4.0 * on_cpu.max(least), "{name} in {precision}: {on_gpu:.2e} against {on_cpu:.2e}");
+            }
+        }
     }
 }

@@ -136,6 +136,16 @@ impl CudaDevice {
         Ok(parts.to_vec::<f64>()?.iter().sum())
     }
 
+    /// Launches an elementwise function; one input counts as both.
+    pub(crate) fn map(&self, (source, entry): (Source, &str), inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let stored = |idx: usize| inputs.get(idx).or(inputs.first()).map_or(out.precision(), |it| it.precision());
+        let defines = [define("S", stored(0)), define("R", stored(1)), define("T", out.precision())];
+        let n = scalars(out);
+        let mut args = inputs.iter().map(|it| it.input()).collect::<Result<Vec<_>>>()?;
+        args.extend([out.output()?, count(n)]);
+        self.launch(source, &defines, entry, self.grid(n.div_ceil(4)), &args)
+    }
+
     pub(crate) fn gather(&self, x: &Tensor, indices: &[usize], len: usize, out: &mut Tensor) -> Result<()> {
         let bytes = len * x.precision().bytes();
         let Storage::Cuda(source) = x.storage() else { return Err(Error::NotOnGpu) };

@@ -29,6 +29,13 @@ pub(crate) fn convert(device: &Device, src: View<'_>, dst: ViewMut<'_>) {
 pub trait Elementwise: Sync {
     /// Writes `out[i]` from `inputs[..][i]`; `out` starts as a copy of `inputs[0]`.
     fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]);
+
+    /// The same function on a GPU: a file and its entry, whose arguments are the inputs (at most two, stored as `S`
+    /// and `R`), the output (stored as `T`) and the number of scalars.
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(crate::cuda::Source, &'static str)> {
+        None
+    }
 }
 
 fn check_domain(op: &'static str, operand: &'static str, domain: Domain, x: &Tensor) -> Result<()> {
@@ -44,7 +51,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`] or [`Error::Devices`] if the operands do not match, [`Error::Rank`] if
-    /// there are none, and those of [`Device::alloc`].
+    /// there are none, an error on a GPU if `f` has no kernel, and those of [`Device::alloc`].
     pub fn elementwise<F: Elementwise>(
         op: &'static str,
         f: &F,
@@ -67,6 +74,12 @@ impl Tensor {
         }
         let device = first.device();
         let mut out = device.alloc_unwritten(first.shape().clone(), dtype, purpose)?;
+        #[cfg(feature = "cuda")]
+        if !device.is_cpu() {
+            let kernel = f.kernel().ok_or(Error::OnGpu)?;
+            device.as_cuda().map_or(Ok(()), |cuda| cuda.map(kernel, inputs, &mut out))?;
+            return Ok(out);
+        }
         if device.launches() {
             let views = inputs.iter().map(|it| it.view()).collect::<Result<Vec<_>>>()?;
             let target = out.view_mut()?;

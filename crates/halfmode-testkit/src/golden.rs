@@ -12,8 +12,14 @@ pub struct Golden {
     facts: BTreeMap<String, Value>,
 }
 
-/// `tests/golden` of the workspace.
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden");
+/// `tests/golden` of the workspace: where it was when this was compiled, or where a copied program finds it in the
+/// current folder or above.
+fn root() -> PathBuf {
+    let compiled = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"));
+    let here = std::env::current_dir().unwrap_or_default();
+    let mut near = here.ancestors().map(|it| it.join("tests/golden"));
+    if compiled.is_dir() { compiled } else { near.find(|it| it.is_dir()).unwrap_or(compiled) }
+}
 
 impl Golden {
     /// Reads `tests/golden/NAME.safetensors` of the workspace; integers in it are left out.
@@ -22,7 +28,7 @@ impl Golden {
     /// If the file is missing or not what it should be.
     #[must_use]
     pub fn load(name: &str) -> Self {
-        let path = PathBuf::from(FOLDER).join(format!("{name}.safetensors"));
+        let path = root().join(format!("{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
         let file = SafeTensors::deserialize(&bytes).unwrap();
         // Counters are no values.
@@ -43,7 +49,7 @@ impl Golden {
         let arrays = arrays.collect();
         // Facts about a case stand in the file, or for cases of the acceptance set in a list of them all.
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let list = std::fs::read(PathBuf::from(FOLDER).join("manifest.json")).unwrap();
+        let list = std::fs::read(root().join("manifest.json")).unwrap();
         let mut list: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_slice(&list).unwrap();
         let mut facts = list.remove(name).unwrap_or_default();
         for (key, text) in header.metadata().iter().flatten() {
@@ -58,7 +64,7 @@ impl Golden {
     /// If there is no such folder.
     #[must_use]
     pub fn list(folder: &str) -> Vec<String> {
-        let files = std::fs::read_dir(PathBuf::from(FOLDER).join(folder)).unwrap();
+        let files = std::fs::read_dir(root().join(folder)).unwrap();
         let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<String> =
             names.filter_map(|name| Some(format!("{folder}/{}", name.strip_suffix(".safetensors")?))).collect();

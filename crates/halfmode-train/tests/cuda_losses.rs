@@ -113,6 +113,38 @@ fn a_field_without_an_error_has_no_gradient() {
     }
 }
 
+/// Central differences along random directions, in double precision. The sum of moduli has corners: it is left out.
+#[test]
+fn gradients_match_differences_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let cx = Cx::new(&device, &Arc::new(PrecisionPolicy::double()));
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    for (seed, shape) in shapes(&mut Rng::new(9)).into_iter().enumerate() {
+        for domain in [Domain::Real, Domain::Complex] {
+            let n = shape.iter().product::<usize>() * domain.scalars();
+            let mut rng = Rng::new(seed as u64);
+            let [x, y, direction] = [(); 3].map(|()| rng.normals(n));
+            let dtype = DType { domain, precision: Precision::F64 };
+            let field =
+                |values: &[f64]| Tensor::from_scalars(&device, values, &shape[..], dtype, Purpose::Data).unwrap();
+            let make = || losses(&shape, &mut Rng::new(seed as u64));
+            for idx in (0..make().len()).filter(|idx| ![2, 3].contains(idx)) {
+                let value = |x: &[f64]| run(&cx, make().swap_remove(idx), [&field(x), &field(&y)]);
+                let h = 1e-5 * (1.0 + dot(&x, &x).sqrt()) / dot(&direction, &direction).sqrt();
+                let moved = |h: f64| x.iter().zip(&direction).map(|(x, d)| x + h * d).collect::<Vec<_>>();
+                let (up, down) = (value(&moved(h)).0, value(&moved(-h)).0);
+                // The gradient is seeded with 3.
+                let (got, want) = (dot(&value(&x).1, &direction), 3.0 * (up - down) / (2.0 * h));
+                let size = value(&x).1.iter().zip(&direction).map(|(g, d)| (g * d).abs()).sum::<f64>();
+                // Truncation h^2 and cancellation eps |f| / h, both with room.
+                let tolerance = 1e-6 * size + 1e-12 * (up.abs() + down.abs()) / h + 1e-12;
+                let name = format!("{:?} of {domain:?} {shape:?}", make()[idx]);
+                assert!((got - want).abs() <= tolerance, "{name}: {got} against {want}");
+            }
+        }
+    }
+}
+
 /// What a plan counts is what a run takes.
 #[test]
 fn a_plan_counts_the_memory_of_a_run() {

@@ -2,12 +2,14 @@
 
 use super::{Channels, Layout, Plan};
 use crate::Result;
+use crate::cuda_boxes::three_axes;
 use crate::cuda_rows::{RowKernels, Rows};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::cuda::{Arg, Source, count, define};
 use halfmode_tensor::{Device, Purpose, Tensor};
 
-const POINTS: Source = Source { name: "points", text: include_str!("../../kernels/points.cu") };
+/// Fields in either layout from and to rows of channels.
+pub(crate) const POINTS: Source = Source { name: "points", text: include_str!("../../kernels/points.cu") };
 
 /// Scalars of a hidden layer that a chunk aims at.
 const CHUNK_SCALARS: usize = 8 << 20;
@@ -55,16 +57,12 @@ impl<'a> Chunks<'a> {
         }
         let mut rows = self.tile(n, width)?;
         if let Some(cuda) = self.device.as_cuda() {
-            let mut extents = [1; 3];
-            let d = layout.grid.len();
-            extents[3 - d..].copy_from_slice(&layout.grid);
-            let [n1, n2, n3] = extents.map(|n| Arg::I32(n as i32));
+            let [n1, n2, n3] = three_axes(&layout.grid, 1)?.map(|n| Arg::I32(n as i32));
             let defines = [define("S", x.precision()), define("T", self.storage), define("P", self.params)];
             let (points, first) = (count(layout.points()), Arg::I32((layout.channels_at == Channels::First).into()));
             let widths = [Arg::I32(channels as i32), first, Arg::I32((width - channels) as i32)];
-            let [channels, first, coordinates] = widths;
-            let args =
-                [x.input()?, rows.output()?, count(start), count(n), points, channels, first, coordinates, n1, n2, n3];
+            let args = [x.input()?, rows.output()?, count(start), count(n), points];
+            let args = [&args[..], &widths, &[Arg::I32(0), n1, n2, n3]].concat();
             cuda.launch(POINTS, &defines, "gather_points", cuda.grid(n * width), &args)?;
         }
         Ok(Rows { tensor: rows, first: 0 })
