@@ -15,6 +15,7 @@ const TESTS: &[(&str, &str, Option<&str>)] = &[
     ("halfmode-nn", "spectral_conv", Some("cuda")),
     ("halfmode-nn", "fno_block", Some("cuda")),
     ("halfmode-nn", "pointwise_mlp", Some("cuda")),
+    ("halfmode-nn", "tf32", Some("cuda")),
     ("halfmode-train", "cuda", Some("cuda")),
     ("halfmode-train", "cuda_losses", Some("cuda")),
     ("halfmode-train", "cuda_job", Some("cuda")),
