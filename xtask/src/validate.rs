@@ -52,7 +52,20 @@ const CLIPPY_ALL: [&str; 9] =
 const TEST_CUDA: [&str; 7] =
     ["test", "-p", "halfmode-cuda", "-p", "halfmode-tensor", "--features", "halfmode-tensor/cuda"];
 
-const TEST_PROGRAM: [&str; 7] = ["test", "-p", "halfmode", "--features", "cuda", "--test", "gpu"];
+/// The program with a GPU backend: these tests compute next to nothing, so it is built without optimisation.
+const TEST_PROGRAM: [&str; 11] = [
+    "test",
+    "-p",
+    "halfmode",
+    "--features",
+    "cuda",
+    "--bin",
+    "halfmode",
+    "--test",
+    "gpu",
+    "--config",
+    "profile.dev.opt-level=0",
+];
 
 fn steps(tests: Tests) -> Vec<Step> {
     let cargo = |name, arguments| Step { name, action: Action::Cargo { arguments, environment: &[] } };
