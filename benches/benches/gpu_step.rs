@@ -1,9 +1,9 @@
 //! Whole training steps (forward, relative L2 loss, backward, AdamW) on a GPU beside what neuraloperator 2.0.0 takes
-//! for the same step on one H200, and what the time is spent on. Steps are recorded and replayed as a training run
-//! does; `launched` is the same step launch by launch.
+//! for the same step on one H200, beside the roofline, and what the time is spent on. Steps are recorded and replayed as
+//! a training run does; `launched` is the same step launch by launch. Prints the tables of `docs/benchmarks.md`.
 //!
-//! Arguments: a filter on `name/preset`; `--kernels` prints every launch of a step; `--steps=N` takes N more steps and
-//! prints what became of the loss.
+//! Arguments: a filter on `name/preset`; `--kernels` prints every launch of each step, not of the first alone;
+//! `--steps=N` takes N more steps and prints what became of the loss.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a bench")]
 
 #[cfg(not(feature = "cuda"))]
@@ -19,9 +19,10 @@ fn main() {
 #[cfg(feature = "cuda")]
 mod cuda {
     use halfmode_benches::noise;
+    use halfmode_benches::roofline::{H200_BANDWIDTH, Step};
     use halfmode_data::FieldPairs;
     use halfmode_operators::FnoConfig;
-    use halfmode_precision::{Precision, PrecisionConfig, Preset};
+    use halfmode_precision::{Compute, Precision, PrecisionConfig, Preset};
     use halfmode_tensor::Device;
     use halfmode_tensor::cuda::{CudaDevice, CudaError, Timer};
     use halfmode_train::job::{DataConfig, FileData, FileLayout, JobConfig, JobData, LossKind, ModelConfig, Trainer};
@@ -63,42 +64,66 @@ mod cuda {
               peer_ms: Some(338.498), graph_ms: None, peer_mb: 19094.5 },
     ];
 
+    /// A preset as the filter and as the table name it.
+    #[rustfmt::skip]
+    const PRESETS: [(&str, &str, Preset, Precision, Compute); 4] = [
+        ("mixed", "mixed f16", Preset::Mixed, Precision::F16, Compute::F32),
+        ("bf16", "mixed bf16", Preset::Mixed, Precision::Bf16, Compute::F32),
+        ("full", "full", Preset::Full, Precision::F16, Compute::F32),
+        ("tf32", "full, tf32", Preset::Full, Precision::F16, Compute::Tf32),
+    ];
+
     const WARM_UP: usize = 5;
     const STEPS: usize = 20;
 
+    /// What was asked for.
+    struct Args {
+        filter: String,
+        kernels: bool,
+        steps: usize,
+    }
+
     pub(super) fn main() {
         let args: Vec<String> = std::env::args().skip(1).filter(|it| it != "--bench").collect();
-        let kernels = args.iter().any(|it| it == "--kernels");
-        let filter = args.iter().find(|it| !it.starts_with('-')).cloned().unwrap_or_default();
-        let steps = args.iter().find_map(|it| it.strip_prefix("--steps=")?.parse().ok()).unwrap_or(0);
+        let args = Args {
+            kernels: args.iter().any(|it| it == "--kernels"),
+            filter: args.iter().find(|it| !it.starts_with('-')).cloned().unwrap_or_default(),
+            steps: args.iter().find_map(|it| it.strip_prefix("--steps=")?.parse().ok()).unwrap_or(0),
+        };
+        match device() {
+            Ok(device) => {
+                let name = device.as_cuda().map(|it| it.context().info().name.clone());
+                println!("\n{}, {STEPS} steps after {WARM_UP}\n", name.unwrap_or_default());
+            }
+            Err(err) => {
+                println!("error: {err}");
+                std::process::exit(1);
+            }
+        }
         println!(
-            "{:<36} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>10} {:>10} {:>10} {:>7}",
-            "step",
-            "us",
-            "launched",
-            "peer us",
-            "graph us",
-            "x peer",
-            "x graph",
-            "ledger MB",
-            "held MB",
-            "peer MB",
-            "memory"
+            "| configuration | preset | us / launched us | peer fp32 / graph us | over fp32 | over graph | ledger / held MB | \
+             peer MB | held over peer | roofline us | share |\n{}|",
+            "| --- ".repeat(11)
         );
+        let mut behind = String::new();
         for row in &ROWS {
-            for (label, preset, format) in [
-                ("mixed", Preset::Mixed, Precision::F16),
-                ("bf16", Preset::Mixed, Precision::Bf16),
-                ("full", Preset::Full, Precision::F16),
-            ] {
-                if format!("{}/{label}", row.name).contains(&filter) {
-                    run(row, label, preset, format, kernels, steps);
+            let mut name = row.name;
+            for (label, title, preset, format, compute) in PRESETS {
+                if format!("{}/{label}", row.name).contains(&args.filter) {
+                    let precision = PrecisionConfig { compute, ..PrecisionConfig::new(preset, format) };
+                    run(row, (name, title), precision, &args, &mut behind);
+                    name = "";
                 }
             }
         }
+        println!("{behind}");
     }
 
-    fn trainer(row: &Row, device: &Device, preset: Preset, format: Precision) -> Trainer {
+    fn device() -> Result<Device, halfmode_tensor::Error> {
+        Device::cuda(0, Some(std::env::temp_dir().join("halfmode-bench-kernels")))
+    }
+
+    fn trainer(row: &Row, device: &Device, precision: PrecisionConfig) -> Trainer {
         let mut config = JobConfig::darcy();
         let mut fno = FnoConfig::new(row.modes, row.hidden);
         fno.projection_channel_ratio = row.projection;
@@ -112,7 +137,7 @@ mod cuda {
         });
         config.train.loss = LossKind::L2;
         config.train.batch_size = row.batch;
-        config.precision = PrecisionConfig::new(preset, format);
+        config.precision = precision;
         let shape = IxDyn(&[&[row.batch, 1][..], row.grid].concat());
         let n = row.batch * row.grid.iter().product::<usize>();
         let array = || ArrayD::from_shape_vec(shape.clone(), noise(n)).unwrap();
@@ -122,42 +147,47 @@ mod cuda {
         Trainer::new(config, device, &shapes, Some(data)).unwrap()
     }
 
-    fn run(row: &Row, label: &str, preset: Preset, format: Precision, kernels: bool, steps: usize) {
-        let cache = std::env::temp_dir().join("halfmode-bench-kernels");
-        let device = Device::cuda(0, Some(cache)).unwrap();
-        let mut trainer = trainer(row, &device, preset, format);
+    /// Prints a row of the table; what comes behind the table is written to `behind`.
+    fn run(row: &Row, (name, title): (&str, &str), precision: PrecisionConfig, args: &Args, behind: &mut String) {
+        let stored = if precision.preset == Preset::Full { 4 } else { 2 };
+        let device = device().unwrap();
+        let mut trainer = trainer(row, &device, precision);
         let indices: Vec<usize> = (0..row.batch).collect();
         let Some(cuda) = device.as_cuda() else { return };
         device.reset_peak();
         let us = time(cuda, &mut trainer, &indices);
-        let held = cuda.context().memory_info().unwrap().held_peak;
+        let mb = |bytes: usize| bytes as f64 / 1e6;
+        let (ledger, held) = (mb(device.memory().total.peak), mb(device.held_peak_bytes().unwrap_or(0)));
         trainer.record_steps(false);
         let launched = time(cuda, &mut trainer, &indices);
-        let mb = |bytes: usize| bytes as f64 / 1e6;
         let ratio = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.2}", ms * 1e3 / us));
         let peer = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.0}", ms * 1e3));
+        let n_layers = trainer.config().model.fno().n_layers;
+        let (batch, width, grid, modes) = (row.batch, row.hidden, row.grid, row.modes);
+        let roofline = Step { batch, width, grid, modes, n_layers }.traffic(stored).fused_us(H200_BANDWIDTH);
         println!(
-            "{:<36} {us:>9.0} {launched:>9.0} {:>9} {:>9} {:>7} {:>7} {:>10.0} {:>10.0} {:>10.0} {:>7.2}",
-            format!("{}/{label}", row.name),
+            "| {name} | {title} | {us:.0} / {launched:.0} | {} / {} | {} | {} | {ledger:.0} / {held:.0} | {:.0} | {:.2} | {roofline:.0} | {:.0} % |",
             peer(row.peer_ms),
             peer(row.graph_ms),
             ratio(row.peer_ms),
             ratio(row.graph_ms),
-            mb(device.memory().total.peak),
-            mb(held),
             row.peer_mb,
-            mb(held) / row.peer_mb,
+            held / row.peer_mb,
+            100.0 * roofline / us,
         );
-        if kernels {
-            print_kernels(cuda, &mut trainer, &indices);
+        if args.kernels || behind.is_empty() {
+            *behind += &format!("\n{}, {title}: {}", row.name, kernels(cuda, &mut trainer, &indices));
         }
-        if steps > 0 {
+        if args.steps > 0 {
             trainer.record_steps(true);
-            let losses: Vec<f64> = (0..steps).map(|_| trainer.step(&indices).unwrap().loss).collect();
+            let losses: Vec<f64> = (0..args.steps).map(|_| trainer.step(&indices).unwrap().loss).collect();
             let finite = losses.iter().filter(|it| it.is_finite()).count();
-            let (first, last) = (losses[0], losses[steps - 1]);
-            let skipped = trainer.state().skipped_steps;
-            println!("    {steps} more steps: loss {first:.4} to {last:.4}, {finite} finite, {skipped} skipped in all");
+            let (first, last) = (losses[0], losses[args.steps - 1]);
+            let (n, skipped) = (args.steps, trainer.state().skipped_steps);
+            *behind += &format!(
+                "\n{}, {title}: {n} more steps, loss {first:.4} to {last:.4}, {finite} finite, {skipped} skipped in all\n",
+                row.name
+            );
         }
     }
 
@@ -177,7 +207,8 @@ mod cuda {
         times[STEPS / 2]
     }
 
-    fn print_kernels(cuda: &CudaDevice, trainer: &mut Trainer, indices: &[usize]) {
+    /// The table of what a step launches, by the time it takes.
+    fn kernels(cuda: &CudaDevice, trainer: &mut Trainer, indices: &[usize]) -> String {
         let spent = cuda.context().profile(|| -> Result<(), CudaError> {
             _ = trainer.step(indices).unwrap();
             Ok(())
@@ -186,9 +217,12 @@ mod cuda {
         spent.sort_by(|a, b| f64::total_cmp(&b.1.us, &a.1.us));
         let total: f64 = spent.iter().map(|it| it.1.us).sum();
         let launches: usize = spent.iter().map(|it| it.1.launches).sum();
-        println!("    {total:>9.1} us in {launches} launches, by the device's clocks");
+        let mut text = format!("{total:.0} us in {launches} launches, each by the device's clocks\n\n");
+        text += "| us | share | launches | what |\n| --- | --- | --- | --- |\n";
         for (name, spent) in spent.iter().take(40) {
-            println!("    {:>9.1} {:>5.1} % {:>4}  {name}", spent.us, 100.0 * spent.us / total, spent.launches);
+            let share = 100.0 * spent.us / total;
+            text += &format!("| {:.1} | {share:.1} % | {} | {name} |\n", spent.us, spent.launches);
         }
+        text
     }
 }

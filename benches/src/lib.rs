@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::expect_used, reason = "a program for people; a bench that fails should stop")]
 
+pub mod roofline;
+
 use halfmode_tensor::Device;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

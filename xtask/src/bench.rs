@@ -6,19 +6,53 @@ use std::process::Command;
 use crate::error::Error;
 
 /// Runs the benches of `halfmode-benches` with `arguments`: a filter, `--save FILE`,
-/// `--against FILE`.
+/// `--against FILE`; with `--device cuda` the bench of a GPU, and what that takes.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<(), Error> {
     let here = std::env::current_dir().map_err(|source| Error::Read { path: ".".into(), source })?;
-    let arguments = absolute_files(arguments, &here)?;
+    let (device, arguments) = device(arguments)?;
+    let arguments = absolute_files(&arguments, &here)?;
     let cargo = crate::cargo();
-    let status = Command::new(&cargo)
+    let which: &[&str] = match device {
         // Bench targets only: the test harness of the library would not know our options.
-        .args(["bench", "--package", "halfmode-benches", "--bench", "*", "--"])
+        Device::Cpu => &["--bench", "*"],
+        Device::Cuda => &["--features", "cuda", "--bench", "gpu_step"],
+    };
+    let status = Command::new(&cargo)
+        .args(["bench", "--package", "halfmode-benches"])
+        .args(which)
+        .arg("--")
         .args(arguments)
         .current_dir(root)
         .status()
         .map_err(|source| Error::Start { program: cargo, source })?;
     if status.success() { Ok(()) } else { Err(Error::Failed { what: "cargo bench".to_owned() }) }
+}
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    Cpu,
+    Cuda,
+}
+
+/// What `--device` says, and the other arguments.
+fn device(arguments: &[String]) -> Result<(Device, Vec<String>), Error> {
+    let (mut device, mut others) = (Device::Cpu, Vec::new());
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let name = match argument.split_once('=') {
+            Some(("--device", name)) => Some(name),
+            _ if argument == "--device" => Some(rest.next().map_or("", String::as_str)),
+            _ => None,
+        };
+        match name {
+            None => others.push(argument.clone()),
+            Some("cpu") => device = Device::Cpu,
+            Some("cuda") => device = Device::Cuda,
+            Some(name) => return Err(Error::Usage { problem: format!("`--device {name}` is neither cpu nor cuda") }),
+        }
+    }
+    Ok((device, others))
 }
 
 /// The arguments with files named from the root of the file system: cargo runs a bench in the
@@ -55,6 +89,16 @@ mod tests {
     fn files_are_made_absolute_and_the_rest_is_passed_on() {
         let got = absolute(&["rfft", "--save", "a.csv", "--against=/b.csv", "--quick"]).unwrap();
         assert_eq!(got, ["rfft", "--save", "/here/a.csv", "--against", "/b.csv", "--quick"]);
+    }
+
+    #[test]
+    fn the_device_is_taken_out() {
+        let of = |words: &[&str]| device(&words.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+        assert_eq!(of(&["darcy"]).unwrap(), (Device::Cpu, vec!["darcy".to_owned()]));
+        assert_eq!(of(&["--device", "cuda", "darcy"]).unwrap(), (Device::Cuda, vec!["darcy".to_owned()]));
+        assert_eq!(of(&["--device=cuda"]).unwrap(), (Device::Cuda, vec![]));
+        assert!(matches!(of(&["--device", "tpu"]), Err(Error::Usage { .. })));
+        assert!(matches!(of(&["--device"]), Err(Error::Usage { .. })));
     }
 
     #[test]

@@ -19,6 +19,7 @@ const TESTS: &[(&str, &str, Option<&str>)] = &[
     ("halfmode-nn", "resize", Some("cuda")),
     ("halfmode-nn", "complex", Some("cuda")),
     ("halfmode-operators", "golden", Some("cuda")),
+    ("halfmode-nn", "tf32", Some("cuda")),
     ("halfmode-train", "cuda", Some("cuda")),
     ("halfmode-train", "cuda_losses", Some("cuda")),
     ("halfmode-train", "cuda_job", Some("cuda")),

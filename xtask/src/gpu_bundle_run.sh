@@ -1,6 +1,11 @@
 #!/bin/sh
 # Runs every device test of this folder; a missing GPU is a failure. Arguments go to each test, such as a filter.
+# `run.sh bench [FILTER] [--kernels] [--steps=N]` times training steps instead, as `cargo xtask bench --device cuda`.
 cd "$(dirname "$0")" || exit 1
+if [ "$1" = bench ]; then
+    shift
+    exec ./benches/gpu_step "$@"
+fi
 log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 summary=

@@ -26,7 +26,9 @@ usage: cargo xtask COMMAND
   gpu-bundle [--only tests|cli|benches]
                                     build programs for a machine with a GPU and without cargo into gpu-bundle/
   bench [FILTER] [--save FILE] [--against FILE]
-                                    time the workspace's benches; print ratios to a saved run";
+                                    time the workspace's benches; print ratios to a saved run
+  bench --device cuda [FILTER] [--kernels] [--steps=N]
+                                    time training steps on a GPU; print the tables of docs/benchmarks.md";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

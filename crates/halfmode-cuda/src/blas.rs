@@ -38,6 +38,18 @@ pub enum Compute {
     F64,
 }
 
+impl Compute {
+    /// What products of stored scalars are formed in, where `policy` says what those of f32 may use.
+    #[must_use]
+    pub const fn of(operands: Precision, policy: halfmode_precision::Compute) -> Self {
+        match (operands, policy) {
+            (Precision::F64, _) => Compute::F64,
+            (Precision::F32, halfmode_precision::Compute::Tf32) => Compute::Tf32,
+            _ => Compute::F32,
+        }
+    }
+}
+
 /// The factors of a product in the accumulator's type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalar {
@@ -351,6 +363,16 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tf32_is_for_f32_alone() {
+        use halfmode_precision::Compute::{F32, Tf32};
+        for precision in Precision::ALL {
+            let exact = if precision == Precision::F64 { Compute::F64 } else { Compute::F32 };
+            assert_eq!(Compute::of(precision, F32), exact);
+            assert_eq!(Compute::of(precision, Tf32), if precision == Precision::F32 { Compute::Tf32 } else { exact });
+        }
+    }
 
     #[test]
     fn the_extent_of_a_batch_ends_with_its_last_scalar() {

@@ -124,7 +124,7 @@ fn multiply(
     let (modes, grid) = (stage.axis.mode_rows(), stage.axis.grid_rows());
     let (m, k) = if direction == Direction::ToModes { (modes, grid) } else { (grid, modes) };
     let n = stage.inner;
-    let compute = if output.precision() == Precision::F64 { Compute::F64 } else { Compute::F32 };
+    let compute = Compute::of(input.precision(), stage.compute);
     cuda.matmul(&Matmul {
         m,
         n,

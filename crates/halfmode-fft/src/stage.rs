@@ -50,6 +50,9 @@ pub(crate) struct Stage<'a> {
     pub(crate) scale: f64,
     /// The precision that the axis was planned for, whatever the storage.
     pub(crate) accumulate: Precision,
+    /// What products of f32 values may use.
+    #[cfg(feature = "cuda")]
+    pub(crate) compute: halfmode_precision::Compute,
     /// The grid side is interleaved complex: `[outer, n, inner, (re, im)]`.
     pub(crate) interleaved: bool,
 }
@@ -256,7 +259,17 @@ mod tests {
                         let accumulate = precision.accumulate();
                         let axis = Axis::new(&device, 0, kind, (n, k), accumulate, Some(algorithm)).unwrap();
                         let weights = Weights::Doubled;
-                        let stage = Stage { axis: &axis, outer, inner, weights, scale: 0.25, accumulate, interleaved };
+                        let stage = Stage {
+                            axis: &axis,
+                            outer,
+                            inner,
+                            weights,
+                            scale: 0.25,
+                            accumulate,
+                            #[cfg(feature = "cuda")]
+                            compute: halfmode_precision::Compute::F32,
+                            interleaved,
+                        };
                         let grid_scalars = outer * axis.grid_rows() * inner;
                         for direction in [Direction::ToModes, Direction::ToGrid] {
                             let (from, to) = match direction {

@@ -10,7 +10,7 @@ use crate::planner::{Algorithm, AxisKind};
 use crate::scale::HalfSafeScale;
 use crate::stage::{Direction, FftKernels, Stage};
 use crate::{Error, Result};
-use halfmode_precision::{DType, Domain, Precision};
+use halfmode_precision::{Compute, DType, Domain, Precision};
 use halfmode_tensor::{Device, Purpose, Shape, Tensor};
 
 /// What a transform is planned for; independent of batch and channels.
@@ -41,6 +41,7 @@ pub struct Transform {
     config: TransformConfig,
     device: Device,
     axes: Vec<Axis>,
+    compute: Compute,
 }
 
 impl Transform {
@@ -63,7 +64,19 @@ impl Transform {
                 Axis::new(device, axis, kind, size, config.accumulate, config.algorithm)
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Transform { config, device: device.clone(), axes })
+        Ok(Transform { config, device: device.clone(), axes, compute: Compute::F32 })
+    }
+
+    /// The same with products of f32 values that may use `compute`. On a CPU they are exact whatever it says.
+    #[must_use]
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Transform { compute, ..self }
+    }
+
+    /// What products of f32 values may use.
+    #[must_use]
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// What was planned.
@@ -146,6 +159,8 @@ impl Transform {
             weights,
             scale: scale[d - 1],
             accumulate: self.config.accumulate,
+            #[cfg(feature = "cuda")]
+            compute: self.compute,
             interleaved: self.config.domain == Domain::Complex,
         };
         self.device.axis_stage(&stage, Direction::ToModes, x, &mut t)?;
@@ -205,6 +220,8 @@ impl Transform {
             weights,
             scale: scale[d - 1],
             accumulate: self.config.accumulate,
+            #[cfg(feature = "cuda")]
+            compute: self.compute,
             interleaved: self.config.domain == Domain::Complex,
         };
         self.device.axis_stage(&stage, Direction::ToGrid, &z, &mut x)?;
@@ -241,6 +258,8 @@ impl Transform {
             weights: Weights::Plain,
             scale: scale[axis],
             accumulate: self.config.accumulate,
+            #[cfg(feature = "cuda")]
+            compute: self.compute,
             interleaved: false,
         }
     }

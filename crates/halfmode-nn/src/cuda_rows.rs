@@ -22,6 +22,8 @@ pub(crate) struct RowKernels<'a> {
     /// Storage of fields and of their parameters.
     pub(crate) storage: Precision,
     pub(crate) params: Precision,
+    /// What products of f32 values may use.
+    pub(crate) compute: halfmode_precision::Compute,
     pub(crate) rows: usize,
 }
 
@@ -47,11 +49,6 @@ impl From<&Tensor> for Rows {
 /// The scalars of a tensor from `offset` on, `row` apart.
 pub(crate) fn matrix(x: &Tensor, offset: usize, row: usize) -> Result<Operand<'_>> {
     Ok(x.operand(offset, row, 0, false)?)
-}
-
-/// What products of a storage type are formed in.
-pub(crate) fn compute(precision: Precision) -> Compute {
-    if precision == Precision::F64 { Compute::F64 } else { Compute::F32 }
 }
 
 impl RowKernels<'_> {
@@ -306,7 +303,7 @@ impl RowKernels<'_> {
         let Some(cuda) = self.device.as_cuda() else { return Ok(()) };
         let a = a.tensor.operand(a.first * a_row, a_row, 0, a_transposed)?;
         let b = b.tensor.operand(b.first * b_row, b_row, 0, b_transposed)?;
-        let compute = compute(a.precision);
+        let compute = Compute::of(a.precision, self.compute);
         let c = c.result(0, c_row, 0)?;
         let factors = Scalar { scale: 1.0, keep };
         Ok(cuda.matmul(&Matmul { m, n, k, batch: 1, a, b, c, factors, compute })?)

@@ -153,6 +153,8 @@ pub(crate) struct Plan {
     c_first: usize,
     c_hidden: usize,
     accumulate: Precision,
+    #[cfg(feature = "cuda")]
+    compute: halfmode_precision::Compute,
 }
 
 impl Plan {
@@ -261,7 +263,15 @@ impl PointwiseMlp {
             }
         }
         let y = Layout { channels_at: self.output, channels: c_out, ..layout.clone() };
-        Ok(Plan { x: layout, y, c_first, c_hidden, accumulate: cx.policy.pointwise.accumulate })
+        Ok(Plan {
+            x: layout,
+            y,
+            c_first,
+            c_hidden,
+            accumulate: cx.policy.pointwise.accumulate,
+            #[cfg(feature = "cuda")]
+            compute: cx.policy.compute,
+        })
     }
 }
 

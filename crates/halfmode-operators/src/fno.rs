@@ -9,7 +9,7 @@ use halfmode_nn::{
     ChannelBias, Channels, Embed, ExtraChannels, GridEmbedding, Init, JoinComplex, Linear, Margin, Module, ParamSpec,
     PointwiseMlp, SplitComplex,
 };
-use halfmode_precision::{Domain, Precision};
+use halfmode_precision::{Domain, PrecisionPolicy};
 use halfmode_tensor::Device;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -60,8 +60,9 @@ impl Fno {
         domain: Domain,
         grid: &[usize],
         modes: &[usize],
-        accumulate: Precision,
+        policy: &PrecisionPolicy,
     ) -> Result<Arc<Transform>> {
+        let (accumulate, compute) = (policy.transform.accumulate, policy.compute);
         let mut transforms = self.transforms.lock().unwrap_or_else(PoisonError::into_inner);
         let known = transforms.iter().find(|(owner, transform)| {
             let config = transform.config();
@@ -70,13 +71,14 @@ impl Fno {
                 && config.modes == modes
                 && config.domain == domain
                 && config.accumulate == accumulate
+                && transform.compute() == compute
         });
         if let Some((_, transform)) = known {
             return Ok(Arc::clone(transform));
         }
         let (grid, modes) = (grid.to_vec(), modes.to_vec());
         let config = TransformConfig { grid, modes, domain, accumulate, algorithm: None };
-        let transform = Arc::new(Transform::new(device, config)?);
+        let transform = Arc::new(Transform::new(device, config)?.with_compute(compute));
         transforms.push((device.clone(), Arc::clone(&transform)));
         Ok(transform)
     }

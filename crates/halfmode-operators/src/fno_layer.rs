@@ -137,10 +137,10 @@ impl Layer<'_> {
             .enumerate()
             .map(|(axis, n)| n.min(config.resolved_modes(axis, from[axis])).min(config.resolved_modes(axis, to[axis])))
             .collect();
-        let (device, accumulate) = (&tape.cx().device, tape.cx().policy.transform.accumulate);
+        let (device, policy) = (&tape.cx().device, &tape.cx().policy);
         let domain = self.fno.domain();
-        let analysis = self.fno.transform(device, domain, &from, &modes, accumulate)?;
-        let synthesis = self.fno.transform(device, domain, &to, &modes, accumulate)?;
+        let analysis = self.fno.transform(device, domain, &from, &modes, policy)?;
+        let synthesis = self.fno.transform(device, domain, &to, &modes, policy)?;
         Ok(Grids { from, to, analysis, synthesis })
     }
 
@@ -304,9 +304,8 @@ impl Layer<'_> {
         let both = from.iter().zip(&to).map(|(n, m)| *n.min(m)).enumerate();
         let modes: Vec<usize> = both.map(|(axis, n)| if axis + 1 == d { n / 2 + 1 } else { n }).collect();
         let cx = tape.cx();
-        let accumulate = cx.policy.transform.accumulate;
         let plan = |grid: &[usize]| {
-            self.fno.transform(&cx.device, Domain::Real, grid, &modes, accumulate).map_err(Error::in_op)
+            self.fno.transform(&cx.device, Domain::Real, grid, &modes, &cx.policy).map_err(Error::in_op)
         };
         let resample = FourierResample { analysis: plan(&from)?, synthesis: plan(&to)? };
         tape.apply(resample, &[x])

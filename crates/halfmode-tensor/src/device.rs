@@ -144,6 +144,17 @@ impl Device {
         self.ledger().reset_peak();
     }
 
+    /// The most bytes that this process ever held of a GPU's memory, with what its pool rounds up and keeps and with
+    /// workspaces of libraries; `None` on a CPU, and where the driver does not say.
+    #[must_use]
+    pub fn held_peak_bytes(&self) -> Option<usize> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => Some(cuda.context().memory_info().ok()?.held_peak),
+            _ => None,
+        }
+    }
+
     /// A tensor of zeros.
     ///
     /// # Errors

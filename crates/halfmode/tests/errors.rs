@@ -44,7 +44,10 @@ fn bad_set_is_a_configuration_error() {
         let done = folder.run(&format!("plan tiny.toml --set {set}")).exits(3);
         done.says(&[&format!("--set {set}"), "help: halfmode"]);
     }
-    folder.run("plan tiny.toml --set precision.compute=tf32").exits(3).says(&["GPU", "precision.compute"]);
+    folder
+        .run("plan tiny.toml --device cpu --set precision.compute=tf32")
+        .exits(3)
+        .says(&["NVIDIA GPUs", "precision.compute"]);
     folder.run("plan tiny.toml --set precision.format=f32").exits(3).says(&["not a half format"]);
 }
 

@@ -5,16 +5,16 @@ mod common;
 
 use common::Folder;
 
-const LINES: [&str; 3] =
-    ["train tiny.toml --device cuda", "plan darcy --device cuda:1", "--device cuda bench step darcy"];
+const LINES: [&str; 2] = ["train tiny.toml --device cuda", "--device cuda bench step darcy"];
 
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn this_build_has_no_gpu() {
     let folder = Folder::tiny("cuda");
-    for line in LINES {
+    for line in LINES.into_iter().chain(["plan darcy --device cuda:1"]) {
         folder.run(line).exits(6).says(&["no GPU backend", "help: halfmode doctor"]);
     }
+    folder.run("bench step tiny.toml --iterations 1").ok().says(&["device     cpu, threads: 1\n"]);
     let object = folder.run("train tiny.toml --device cuda --json").exits(6).object();
     assert_eq!(object["error"]["code"], 6);
     common::has_keys(&object["error"], &["what", "where", "why", "help"]);
@@ -58,5 +58,49 @@ fn a_missing_driver_is_named() {
         let object = folder.run("train tiny.toml --device cuda --json").exits(6).object();
         assert_eq!(object["error"]["code"], 6);
     }
-    folder.run("train tiny.toml --device cpu --set train.epochs=1 --out run").ok();
+    folder
+        .run("train tiny.toml --device cpu --set train.epochs=1 --out run")
+        .ok()
+        .says(&["device     cpu, threads: 1"]);
+    let environment = std::fs::read_to_string(folder.join("run/environment.json")).unwrap();
+    assert!(environment.contains("\"device\": \"cpu\""), "{environment}");
+    let summary = std::fs::read_to_string(folder.join("run/summary.json")).unwrap();
+    assert!(summary.contains("\"device_peak_bytes\": null"), "{summary}");
+}
+
+/// No GPU is opened for it, so it works without one.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_job_is_planned_for_a_gpu_that_need_not_be_there() {
+    let folder = Folder::tiny("cuda-plan");
+    let line = "plan tiny.toml --device cuda:4711 --memory 64MiB";
+    let plan = folder.json(line);
+    assert_eq!(plan["device"], "cuda:4711");
+    let tables = |plan: &serde_json::Value| plan["configured"]["by_purpose"]["workspace"].as_u64().unwrap();
+    let cpu = folder.json("plan tiny.toml --device cpu --memory 64MiB");
+    assert_ne!(tables(&plan), tables(&cpu), "the plan is that of a CPU");
+    assert_eq!(plan["largest_batch"], 8);
+    folder.run(line).ok();
+    // Without a GPU its memory is not known.
+    let text = folder.run("plan tiny.toml --device cuda:4711").ok().stdout;
+    assert!(text.contains("use --memory"), "{text}");
+    let tf32 = "--set precision.preset=full --set precision.compute=tf32";
+    folder.run(&format!("{line} {tf32}")).ok();
+    // What has no kernel there is not quietly planned for the CPU.
+    let norm = folder.run(&format!("{line} --set model.norm=\"group_norm\""));
+    norm.exits(6).says(&["no GPU kernel", "help: halfmode plan", "--device cpu"]);
+}
+
+/// `auto` is a GPU that works, else the CPU; either is named, once.
+#[cfg(feature = "cuda")]
+#[test]
+fn auto_says_what_it_took() {
+    let folder = Folder::tiny("cuda-auto");
+    let has_gpu = !folder.json("doctor")["gpu"]["devices"].as_array().unwrap().is_empty();
+    let done = folder.run("bench step tiny.toml --iterations 1 --warmup 0").ok();
+    assert_eq!(done.stderr.matches("device     ").count(), 1, "{}", done.stderr);
+    if !has_gpu {
+        done.says(&["device     cpu, threads: 1\n"]);
+    }
+    assert!(!folder.run("doctor").ok().stderr.contains("device     "));
 }

@@ -39,7 +39,7 @@ impl<'a> Block<'a> {
             cx,
             x: inputs.x,
             spectral: inputs.spectral,
-            rows: RowKernels { device: &cx.device, storage, params, rows },
+            rows: RowKernels { device: &cx.device, storage, params, compute: cx.policy.compute, rows },
             scales: Scales::new(&block.transform, &block.transform),
         })
     }

@@ -42,7 +42,8 @@ impl<'a> Chunks<'a> {
     }
 
     fn rows(&self, n: usize) -> RowKernels<'a> {
-        RowKernels { device: self.device, storage: self.storage, params: self.params, rows: n }
+        let (storage, params, compute) = (self.storage, self.params, self.plan.compute);
+        RowKernels { device: self.device, storage, params, compute, rows: n }
     }
 
     fn tile(&self, n: usize, channels: usize) -> Result<Tensor> {

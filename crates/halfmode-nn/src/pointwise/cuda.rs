@@ -8,7 +8,8 @@ use halfmode_tensor::{Purpose, Shape, Tensor};
 
 /// The kernels of rows as long as `x` has channels.
 fn kernels<'a>(cx: &'a Cx, x: &Tensor, w: &Tensor) -> RowKernels<'a> {
-    RowKernels { device: &cx.device, storage: cx.policy.pointwise.storage, params: w.precision(), rows: rows_of(x).0 }
+    let (storage, compute) = (cx.policy.pointwise.storage, cx.policy.compute);
+    RowKernels { device: &cx.device, storage, params: w.precision(), compute, rows: rows_of(x).0 }
 }
 
 /// A field in the storage that the kernels read.

@@ -5,6 +5,7 @@ use crate::{AdamWConfig, AdamWKind, Schedule};
 use halfmode_data::{DarcyPt, Split};
 use halfmode_operators::FnoConfig;
 use halfmode_precision::{Compute, Domain, PrecisionConfig, PrecisionPolicy};
+use halfmode_tensor::Device;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -290,12 +291,6 @@ impl JobConfig {
             return bad("model.complex_data", why);
         }
         let policy = self.precision.resolve()?;
-        if policy.compute == Compute::Tf32 {
-            return bad(
-                "precision.compute",
-                "tf32 exists on a GPU only, and this build has no GPU backend: use \"f32\"",
-            );
-        }
         if !(1..=MAX_COUNT).contains(&self.train.epochs) {
             return bad("train.epochs", "must be between 1 and 16777216");
         }
@@ -338,4 +333,23 @@ impl JobConfig {
         self.scheduler.over(self.train.epochs).validate()?;
         Ok(policy)
     }
+
+    /// As [`JobConfig::validate`], for a job on a device.
+    ///
+    /// # Errors
+    /// Those of [`JobConfig::validate`], and [`JobError::Config`] for arithmetic that the device does not have.
+    pub fn validate_on(&self, device: &Device) -> Result<PrecisionPolicy, JobError> {
+        let policy = self.validate()?;
+        check_compute(&policy, device)?;
+        Ok(policy)
+    }
+}
+
+/// Refuses TF32 on a CPU, which would compute something else than was asked for.
+pub(crate) fn check_compute(policy: &PrecisionPolicy, device: &Device) -> Result<(), JobError> {
+    if policy.compute == Compute::Tf32 && device.is_cpu() {
+        let why = "tf32 is a format of NVIDIA GPUs: use \"f32\" on a CPU, or run with --device cuda";
+        return Err(JobError::Config { key: "precision.compute".to_owned(), why: why.to_owned() });
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Model files: what `predict` and `eval` read, and how fields are normalised.
 
+use crate::job::config::check_compute;
 use crate::job::{JobError, ModelConfig};
 use crate::{Array, load_parameters, read_named};
 use halfmode_autograd::{Cx, Tape};
@@ -8,7 +9,7 @@ use halfmode_nn::Module;
 use halfmode_nn::{ParamSpec, Params};
 use halfmode_operators::Fno;
 use halfmode_precision::{DType, Domain, Precision, PrecisionConfig, PrecisionPolicy};
-use halfmode_tensor::{Device, Purpose, Target, Tensor};
+use halfmode_tensor::{Device, Purpose, Tensor};
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -150,11 +151,13 @@ impl Model {
     /// Reads a model file or checkpoint. `precision` replaces the file's own.
     ///
     /// # Errors
-    /// [`JobError::ModelFile`] if it cannot be read or does not fit its own configuration.
+    /// [`JobError::ModelFile`] if it cannot be read or does not fit its own configuration, [`JobError::Config`] for
+    /// TF32 on a CPU.
     pub fn load(path: &Path, device: &Device, precision: Option<&PrecisionConfig>) -> Result<Self, JobError> {
         let (arrays, metadata) = read_model_file(path)?;
         let bad = |why: String| JobError::ModelFile { path: path.to_owned(), why };
         let policy = Arc::new(precision.unwrap_or(&metadata.precision).resolve()?);
+        check_compute(&policy, device)?;
         let fno = Fno::new(metadata.config.fno().clone()).map_err(|err| bad(err.to_string()))?;
         let specs = fno.param_specs();
         check_arrays(&specs, &arrays).map_err(bad)?;
@@ -261,7 +264,7 @@ impl Model {
         batch: usize,
         output_shape: Option<&[usize]>,
     ) -> Result<usize, JobError> {
-        let device = Device::meta(Target::Cpu { threads: self.device.n_threads() });
+        let device = self.device.twin();
         let params = Params::new(&device, self.fno.param_specs(), &self.policy, 0)?;
         let mut extents = shape.to_vec();
         if let Some(n) = extents.first_mut() {

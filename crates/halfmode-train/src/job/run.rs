@@ -57,7 +57,10 @@ pub struct Summary {
     pub seconds: f64,
     /// The ledger's peak.
     pub peak_bytes: usize,
-    /// What planning said it would be.
+    /// The most that the process held of a GPU's memory; `None` on a CPU.
+    #[serde(default)]
+    pub device_peak_bytes: Option<usize>,
+    /// What planning said the ledger's peak would be.
     pub planned_peak_bytes: usize,
     /// Most bytes of saved values, activations and scratch at once.
     pub peak_activation_bytes: usize,
@@ -83,6 +86,8 @@ pub struct Run {
     /// The ledger's activation peak over training steps.
     peak_activation_bytes: usize,
     peak_bytes: usize,
+    /// The most that an earlier session held of a GPU's memory.
+    device_peak_bytes: Option<usize>,
     /// Held as long as the run lives.
     _lock: Option<File>,
 }
@@ -136,10 +141,21 @@ impl Run {
         // A resumed run keeps the peaks of its earlier sessions.
         let earlier = std::fs::read(out.join("summary.json")).ok().filter(|_| resumes);
         let earlier = earlier.and_then(|text| serde_json::from_slice::<Summary>(&text).ok());
-        let (peak_activation_bytes, peak_bytes) =
-            earlier.map_or((0, 0), |summary| (summary.peak_activation_bytes, summary.peak_bytes));
-        let eval = BTreeMap::new();
-        Ok(Run { trainer, plan, options, metrics, scales, eval, peak_activation_bytes, peak_bytes, _lock: lock })
+        let (peak_activation_bytes, peak_bytes, device_peak_bytes) = earlier.map_or((0, 0, None), |summary| {
+            (summary.peak_activation_bytes, summary.peak_bytes, summary.device_peak_bytes)
+        });
+        Ok(Run {
+            trainer,
+            plan,
+            options,
+            metrics,
+            scales,
+            eval: BTreeMap::new(),
+            peak_activation_bytes,
+            peak_bytes,
+            device_peak_bytes,
+            _lock: lock,
+        })
     }
 
     /// What planning said.
@@ -351,6 +367,7 @@ impl Run {
             steps: state.step,
             seconds: state.seconds,
             peak_bytes: self.peak_bytes.max(self.trainer.device().memory().total.peak),
+            device_peak_bytes: self.trainer.device().held_peak_bytes().max(self.device_peak_bytes),
             planned_peak_bytes: self.plan.peak_bytes(),
             peak_activation_bytes: self.peak_activation_bytes,
             n_parameters: self.trainer.params().n_scalars(),

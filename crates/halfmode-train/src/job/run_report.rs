@@ -134,7 +134,8 @@ fn facts(config: &JobConfig, summary: &Summary) -> Vec<(String, String)> {
         LossKind::H1 => "relative H1",
     };
     let pair = |key: &str, value: String| (key.to_owned(), value);
-    vec![
+    let device_peak = summary.device_peak_bytes.map(|peak| pair("peak bytes held of the GPU", peak.to_string()));
+    let mut facts = vec![
         pair("data", data),
         pair("loss", loss.to_owned()),
         pair("epochs", format!("{} of {}", summary.epochs, config.train.epochs)),
@@ -144,7 +145,9 @@ fn facts(config: &JobConfig, summary: &Summary) -> Vec<(String, String)> {
         pair("parameters", summary.n_parameters.to_string()),
         pair("steps", format!("{} ({} skipped)", summary.steps, summary.skipped_steps)),
         pair("peak activation bytes", summary.peak_activation_bytes.to_string()),
-    ]
+    ];
+    facts.extend(device_peak);
+    facts
 }
 
 /// The policy's own table, split at its columns.

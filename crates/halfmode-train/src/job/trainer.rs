@@ -99,7 +99,7 @@ impl Trainer {
         shapes: &DataShapes,
         data: Option<JobData>,
     ) -> Result<Self, JobError> {
-        let policy = Arc::new(config.validate()?);
+        let policy = Arc::new(config.validate_on(device)?);
         let fno = Fno::new(config.model.fno().clone())?;
         for shape in std::iter::once(&shapes.train).chain(&shapes.tests) {
             check_shape(&config, shape)?;

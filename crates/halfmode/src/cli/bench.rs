@@ -2,12 +2,12 @@
 
 use crate::cli::bench_micro::{self, MicroArgs};
 use crate::cli::config_file::{self, ConfigArgs, Loaded};
-use crate::cli::error::{CliError, Exit};
-use crate::cli::plan::make_plan;
+use crate::cli::error::{CliError, Exit, no_room};
+use crate::cli::plan::{explain_no_room, make_plan};
 use crate::cli::train::{model_line, precision_line};
-use crate::cli::{Context, memory, text};
+use crate::cli::{Context, device_name, gpu, memory, text};
 use halfmode::data::FieldPairs;
-use halfmode::train::job::{DataShapes, FieldShape, JobData, LossKind, Trainer};
+use halfmode::train::job::{DataShapes, FieldShape, JobData, JobError, LossKind, Trainer};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::json;
 use std::time::Instant;
@@ -61,14 +61,14 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<Exit, CliError>
 fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
     let loaded = config_file::load(&args.config, context.global.seed)?;
     let policy = loaded.validate()?;
-    let config = &loaded.config;
+    let (config, device) = (&loaded.config, context.device()?);
     let shape = loaded.shapes()?.train;
     let shape = FieldShape { n: config.train.batch_size, ..shape };
     let shapes = DataShapes { train: shape.clone(), tests: Vec::new() };
-    let plan = make_plan(&loaded, &shapes, context.n_threads())?;
-    if let Some(available) = memory::available().filter(|&available| plan.peak_bytes() > available) {
-        let why =
-            format!("it needs {}, of which {} are available", text::bytes(plan.peak_bytes()), text::bytes(available));
+    let plan = make_plan(&loaded, &shapes, device.target())?;
+    let needed = memory::taken(plan.peak_bytes(), device.target());
+    if let Some(available) = memory::room(&device).filter(|&available| needed > available) {
+        let why = format!("it needs {}, of which {} are available", text::bytes(needed), text::bytes(available));
         let help = format!("halfmode bench step {} --set train.batch_size=1", args.config.config);
         return Err(CliError::new(Exit::Device, "the step does not fit memory")
             .at("train.batch_size")
@@ -78,18 +78,23 @@ fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
     context.output.note(&format!("model      {}", model_line(config, plan.n_parameters)));
     context.output.note(&format!("precision  {}", precision_line(&policy)));
 
-    let mut trainer = trainer(&loaded, &shapes, context)?;
-    let device = trainer.device().clone();
+    let explain = |err: JobError| match no_room(&err) {
+        Some(full) => explain_no_room(full, &loaded, &shapes, device.target()),
+        None => loaded.explain(err),
+    };
+    let data = random_data(&loaded, &shapes)?;
+    let mut trainer = Trainer::new(config.clone(), &device, &shapes, Some(data)).map_err(explain)?;
     let batch: Vec<usize> = (0..shape.n).collect();
     for _ in 0..args.warmup {
-        trainer.step(&batch)?;
+        trainer.step(&batch).map_err(explain)?;
     }
     device.reset_peak();
     let rss_is_of_steps = memory::reset_peak_rss();
     let mut times = Vec::with_capacity(args.iterations as usize);
     for _ in 0..args.iterations {
         let start = Instant::now();
-        trainer.step(&batch)?;
+        trainer.step(&batch).map_err(explain)?;
+        gpu::synchronize(&device).map_err(|err| explain(err.into()))?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     let peak_rss = memory::peak_rss();
@@ -99,10 +104,11 @@ fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
     times.sort_by(f64::total_cmp);
     let step_ms = quantile(&times, 0.5);
     let samples_per_s = shape.n as f64 / step_ms.max(1e-9) * 1e3;
-    let memory = device.memory();
+    let (memory, device_peak) = (device.memory(), device.held_peak_bytes());
     let object = json!({
         "config": config,
-        "device": context.device_name(),
+        "device": device_name(&device),
+        "device_model": gpu::model(&device),
         "threads": context.n_threads(),
         "iterations": args.iterations,
         "warmup": args.warmup,
@@ -119,7 +125,7 @@ fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
         "planned_peak_bytes": plan.peak_bytes(),
         "peak_activation_bytes": memory.activations.peak,
         "peak_rss_bytes": peak_rss,
-        "device_peak_bytes": null,
+        "device_peak_bytes": device_peak,
         "n_parameters": plan.n_parameters,
         "step_flops": plan.step_flops,
         "skipped_steps": trainer.state().skipped_steps,
@@ -129,7 +135,7 @@ fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
             LossKind::L2 => "relative L2",
             LossKind::H1 => "relative H1",
         };
-        [
+        let mut lines = vec![
             format!(
                 "step         {step_ms:.2} ms (10 %: {:.2}, 90 %: {:.2}), {loss}",
                 quantile(&times, 0.1),
@@ -142,14 +148,15 @@ fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
             format!("peak         {} (planned {})", text::bytes(memory.total.peak), text::bytes(plan.peak_bytes())),
             format!("activations  {}", text::bytes(memory.activations.peak)),
             format!("resident     {}", peak_rss.map_or_else(|| "unknown".to_owned(), text::bytes)),
-        ]
-        .join("\n")
+        ];
+        lines.extend(device_peak.map(|peak| format!("held by GPU  {}", text::bytes(peak))));
+        lines.join("\n")
     })?;
     Ok(Exit::Done)
 }
 
-/// A trainer on random fields: one batch, no test sets, no file.
-fn trainer(loaded: &Loaded, shapes: &DataShapes, context: &Context) -> Result<Trainer, CliError> {
+/// Random fields: one batch, no test sets, no file.
+fn random_data(loaded: &Loaded, shapes: &DataShapes) -> Result<JobData, CliError> {
     let shape = &shapes.train;
     let mut state = loaded.config.seed;
     let mut field = |channels: usize| {
@@ -157,8 +164,7 @@ fn trainer(loaded: &Loaded, shapes: &DataShapes, context: &Context) -> Result<Tr
         ArrayD::from_shape_simple_fn(IxDyn(&extents), || random(&mut state))
     };
     let train = FieldPairs::of(shape.domain, field(shape.c_in), field(shape.c_out))?;
-    let data = JobData { train, tests: Vec::new(), notes: Vec::new() };
-    Trainer::new(loaded.config.clone(), &context.device()?, shapes, Some(data)).map_err(|err| loaded.explain(err))
+    Ok(JobData { train, tests: Vec::new(), notes: Vec::new() })
 }
 
 /// A number in [-1, 1): a counter through an invertible mixing of its bits.

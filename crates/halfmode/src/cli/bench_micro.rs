@@ -1,9 +1,9 @@
 //! `halfmode bench transform|contract`: the two kernels of a spectral convolution, alone.
 
 use crate::cli::bench::{quantile, random};
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, kernel_error};
 use crate::cli::train::grid_text;
-use crate::cli::{Context, memory, text};
+use crate::cli::{Context, device_name, gpu, memory, text};
 use halfmode::contract::{Operand, OutputSpec, Planner, Policy, execute};
 use halfmode::fft::{Transform, TransformConfig, Weights};
 use halfmode::precision::{DType, Domain, Precision};
@@ -77,8 +77,8 @@ pub(crate) fn run_contract(args: &MicroArgs, context: &Context) -> Result<Exit, 
 }
 
 /// Sizes that the kernels refuse.
-fn refused(err: impl std::fmt::Display) -> CliError {
-    CliError::new(Exit::Config, err.to_string()).help("halfmode bench transform --grid 64,64 --modes 32,17")
+fn refused(err: impl std::error::Error + 'static) -> CliError {
+    kernel_error(&err, Exit::Config).or_help("halfmode bench transform --grid 64,64 --modes 32,17")
 }
 
 fn noise(n: usize) -> Vec<f32> {
@@ -114,11 +114,13 @@ impl MicroArgs {
         for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
             let mut action = make(precision)?;
             action()?;
+            gpu::synchronize(device).map_err(refused)?;
             device.reset_peak();
             let mut times = Vec::with_capacity(self.iterations as usize);
             for _ in 0..self.iterations {
                 let start = Instant::now();
                 action()?;
+                gpu::synchronize(device).map_err(refused)?;
                 times.push(start.elapsed().as_secs_f64() * 1e3);
             }
             times.sort_by(f64::total_cmp);
@@ -129,7 +131,7 @@ impl MicroArgs {
             json!({ "precision": precision, "ms": ms, "p10_ms": p10, "p90_ms": p90, "peak_bytes": bytes })
         };
         let object = json!({
-            "kernel": kernel, "grid": grid, "modes": modes, "batch_size": batch, "channels": channels,
+            "kernel": kernel, "device": device_name(device), "grid": grid, "modes": modes, "batch_size": batch, "channels": channels,
             "threads": context.n_threads(), "iterations": self.iterations,
             "rows": rows.iter().map(json_row).collect::<Vec<_>>(),
         });

@@ -1,6 +1,7 @@
 //! Facts about machine and program, for `doctor`, `environment.json` and the report.
 
-use crate::cli::memory;
+use crate::cli::{device_name, gpu, memory};
+use halfmode::tensor::Device;
 use std::collections::BTreeMap;
 
 /// Instruction sets that halfmode's kernels, or those of its libraries, make use of.
@@ -54,7 +55,7 @@ impl Cpu {
 }
 
 /// The facts that are stored with a run.
-pub(crate) fn facts(device: String, n_threads: usize) -> BTreeMap<String, String> {
+pub(crate) fn facts(device: &Device, n_threads: usize) -> BTreeMap<String, String> {
     let cpu = Cpu::detect();
     let mut facts = BTreeMap::new();
     let mut put = |key: &str, value: Option<String>| {
@@ -71,7 +72,8 @@ pub(crate) fn facts(device: String, n_threads: usize) -> BTreeMap<String, String
     put("cpu features", Some(cpu.present()));
     put("threads", Some(n_threads.to_string()));
     put("memory bytes", memory::total().map(|bytes| bytes.to_string()));
-    put("device", Some(device));
+    put("device", Some(device_name(device)));
+    put("gpu", gpu::model(device));
     let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     put("command", Some(words.join(" ")));
     facts

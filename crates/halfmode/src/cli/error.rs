@@ -1,14 +1,18 @@
 //! What a user sees of an error, and the exit code.
 
-use crate::cli::gpu;
+use crate::cli::memory::NoRoom;
+use crate::cli::{command_line, gpu};
 use halfmode::autograd::Error as AutogradError;
+use halfmode::contract::Error as ContractError;
 use halfmode::data::Error as DataError;
+use halfmode::fft::Error as FftError;
 use halfmode::nn::Error as NnError;
 use halfmode::operators::Error as ModelError;
 use halfmode::tensor::Error as TensorError;
 use halfmode::train::Error as TrainError;
 use halfmode::train::job::JobError;
 use serde_json::{Value, json};
+use std::error::Error as StdError;
 use std::process::ExitCode;
 
 /// Exit codes, as `halfmode` documents them.
@@ -77,6 +81,16 @@ impl CliError {
         CliError { help: Some(help.into()), ..self }
     }
 
+    /// The command to run if the device was too small, unless there is one already.
+    pub(crate) fn at_memory(self, help: impl FnOnce() -> String) -> Self {
+        if self.code == Exit::Device { self.or_help(help()) } else { self }
+    }
+
+    /// The command to run, changed, if there is one.
+    pub(crate) fn map_help(self, change: impl FnOnce(String) -> String) -> Self {
+        CliError { help: self.help.map(change), ..self }
+    }
+
     /// The command to run, unless there is one already.
     pub(crate) fn or_help(self, help: impl Into<String>) -> Self {
         if self.help.is_some() { self } else { self.help(help) }
@@ -131,6 +145,9 @@ pub(crate) fn config_key(err: &JobError) -> Option<String> {
 
 /// The exit code of an error of the training library.
 pub(crate) fn job_exit(err: &JobError) -> Exit {
+    if let Some(Exit::Device) = tensor_error(err).map(tensor_exit) {
+        return Exit::Device;
+    }
     match err {
         JobError::Config { .. } | JobError::Model(_) | JobError::Precision(_) => Exit::Config,
         JobError::Data(err) => data_exit(err),
@@ -140,6 +157,64 @@ pub(crate) fn job_exit(err: &JobError) -> Exit {
         JobError::Resume { .. } | JobError::ModelFile { .. } => Exit::Model,
         JobError::Train(err) => train_exit(err),
         _ => Exit::Other,
+    }
+}
+
+/// The tensor's error at the bottom of an error, if there is one.
+fn tensor_error<'a>(err: &'a (dyn StdError + 'static)) -> Option<&'a TensorError> {
+    // Errors that are transparent hide what is in them from `source`.
+    let below: &'a (dyn StdError + 'static) = if let Some(err) = err.downcast_ref::<JobError>() {
+        match err {
+            JobError::Train(err) => err,
+            JobError::Model(err) => err,
+            _ => return None,
+        }
+    } else if let Some(err) = err.downcast_ref::<TrainError>() {
+        match err {
+            TrainError::Tensor(err) => err,
+            TrainError::Autograd(err) => err,
+            _ => return None,
+        }
+    } else if let Some(err) = err.downcast_ref::<AutogradError>() {
+        match err {
+            AutogradError::Tensor(err) => err,
+            AutogradError::Op { source, .. } => source.as_ref(),
+            _ => return None,
+        }
+    } else if let Some(err) = err.downcast_ref::<NnError>() {
+        match err {
+            NnError::Tensor(err) => err,
+            NnError::Fft(err) => err,
+            _ => return None,
+        }
+    } else if let Some(ModelError::Fft(err)) = err.downcast_ref::<ModelError>() {
+        err
+    } else if let Some(FftError::Tensor(err)) = err.downcast_ref::<FftError>() {
+        err
+    } else if let Some(ContractError::Tensor(err)) = err.downcast_ref::<ContractError>() {
+        err
+    } else {
+        return err.downcast_ref::<TensorError>();
+    };
+    tensor_error(below)
+}
+
+/// What a full GPU says, if that is what happened.
+pub(crate) fn no_room(err: &(dyn StdError + 'static)) -> Option<NoRoom> {
+    tensor_error(err).and_then(gpu::no_room)
+}
+
+/// An error of a kernel that was called by itself: of the device if it is that, else of its arguments.
+pub(crate) fn kernel_error(err: &(dyn StdError + 'static), code: Exit) -> CliError {
+    match tensor_error(err) {
+        Some(below) if gpu::wants_cpu(below) => {
+            CliError::new(Exit::Device, err.to_string()).help(command_line::with("--device", "cpu"))
+        }
+        Some(below) if tensor_exit(below) == Exit::Device => match gpu::no_room(below) {
+            Some(full) => full.error(),
+            None => CliError::new(Exit::Device, err.to_string()),
+        },
+        _ => CliError::new(code, err.to_string()),
     }
 }
 
@@ -182,8 +257,6 @@ fn autograd_exit(err: &AutogradError) -> Exit {
                 train_exit(err)
             } else if source.downcast_ref::<ModelError>().is_some() {
                 Exit::Config
-            } else if let Some(NnError::Tensor(err)) = source.downcast_ref::<NnError>() {
-                tensor_exit(err)
             } else if let Some(err) = source.downcast_ref::<AutogradError>() {
                 autograd_exit(err)
             } else {
@@ -196,8 +269,7 @@ fn autograd_exit(err: &AutogradError) -> Exit {
 
 impl From<JobError> for CliError {
     fn from(err: JobError) -> Self {
-        let code = job_exit(&err);
-        let out = CliError::new(code, err.to_string());
+        let out = kernel_error(&err, job_exit(&err));
         match &err {
             JobError::Diverged { checkpoint, .. } => {
                 let good = match checkpoint {

@@ -4,7 +4,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::model_source::{self, PrecisionChoice, Source, check_fields, check_grid};
 use crate::cli::progress::DataWatch;
 use crate::cli::train::precision_line;
-use crate::cli::{Context, memory, text};
+use crate::cli::{Context, command_line, memory, text};
 use halfmode::data::{ChannelLayout, FieldPairs, NpzFile, Problem, read_pairs};
 use halfmode::precision::Domain;
 use halfmode::train::atomic_write;
@@ -50,6 +50,7 @@ struct Row {
 
 pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> {
     let source = model_source::load(&args.run, args.precision, context)?;
+    let smaller = || command_line::with("--batch", "1");
     context.output.note(&format!("model      {}", source.file.display()));
     context.output.note(&format!("precision  {}", precision_line(source.model.policy())));
     let plots_dir =
@@ -67,9 +68,10 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> Result<Exit, CliError> 
         }
         let working = source.model.planned_peak_bytes(pairs.x().shape(), args.batch as usize, None)?;
         let help = || format!("halfmode eval {} --batch 1", args.run.display());
-        memory::check("the batch", working).map_err(|err| err.at("--batch").help(help()))?;
+        memory::check_on(&context.device()?, "the batch", working).map_err(|err| err.at("--batch").help(help()))?;
         let start = Instant::now();
-        let (errors, prediction) = source.model.evaluate(&pairs, args.batch as usize)?;
+        let (errors, prediction) =
+            source.model.evaluate(&pairs, args.batch as usize).map_err(|err| CliError::from(err).at_memory(smaller))?;
         let seconds = start.elapsed().as_secs_f64();
         for sample in 0..usize::from(args.plots).min(pairs.len()) {
             let path = plots_dir.join(format!("eval-{label}-sample-{sample}.png"));

@@ -1,7 +1,8 @@
 //! What the system says about memory.
 
 use crate::cli::error::{CliError, Exit};
-use crate::cli::text;
+use crate::cli::{gpu, text};
+use halfmode::tensor::{Device, Target};
 use std::fs;
 
 fn kib(file: &str, key: &str) -> Option<usize> {
@@ -29,9 +30,29 @@ fn addresses() -> Option<usize> {
     Some(limit.saturating_sub(kib("/proc/self/status", "VmSize")?))
 }
 
-/// Refuses what takes more bytes than there are; `what` does not fit.
+/// Bytes that can be had now on a device.
+pub(crate) fn room(device: &Device) -> Option<usize> {
+    if device.is_cpu() { available() } else { gpu::room(device) }
+}
+
+/// Bytes that a process takes for tensors of `planned` bytes. On a GPU the pool rounds up and libraries have
+/// workspaces: of steps that take more than a gigabyte, up to 22 % of what was planned (`docs/benchmarks.md`).
+pub(crate) fn taken(planned: usize, target: Target) -> usize {
+    if matches!(target, Target::Cpu { .. }) { planned } else { planned.saturating_add(planned / 4) }
+}
+
+/// Refuses what takes more bytes than the machine has; `what` does not fit.
 pub(crate) fn check(what: &str, needed: usize) -> Result<(), CliError> {
-    let Some(available) = available().filter(|&available| needed > available) else { return Ok(()) };
+    refuse_above(available(), what, needed)
+}
+
+/// As [`check`] for tensors on a device.
+pub(crate) fn check_on(device: &Device, what: &str, planned: usize) -> Result<(), CliError> {
+    refuse_above(room(device), what, taken(planned, device.target()))
+}
+
+fn refuse_above(available: Option<usize>, what: &str, needed: usize) -> Result<(), CliError> {
+    let Some(available) = available.filter(|&available| needed > available) else { return Ok(()) };
     let why = format!("it takes {}, of which {} are available", text::bytes(needed), text::bytes(available));
     Err(CliError::new(Exit::Device, format!("{what} does not fit memory")).why(why))
 }
@@ -44,4 +65,35 @@ pub(crate) fn peak_rss() -> Option<usize> {
 /// Starts a new peak at what the process holds now; false where the system does not know how.
 pub(crate) fn reset_peak_rss() -> bool {
     fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// A GPU that had no room for what was asked of it, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom {
+    /// What was asked for.
+    pub(crate) bytes: usize,
+    /// What the driver has free.
+    pub(crate) free: usize,
+    /// What the GPU has in all.
+    pub(crate) total: usize,
+    /// What this process holds.
+    pub(crate) held: usize,
+}
+
+impl NoRoom {
+    /// The facts in a sentence.
+    pub(crate) fn why(&self) -> String {
+        let [bytes, free, total, held] = [self.bytes, self.free, self.total, self.held].map(text::bytes);
+        format!("{bytes} were asked for; of {total} in all {free} are free, and this run holds {held}")
+    }
+
+    /// The error, without help.
+    pub(crate) fn error(&self) -> CliError {
+        CliError::new(Exit::Device, "the GPU is out of memory").why(self.why())
+    }
+
+    /// What a run that is alone on the GPU could have.
+    pub(crate) fn room(&self) -> usize {
+        self.free.saturating_add(self.held)
+    }
 }

@@ -3,6 +3,7 @@
 mod array_file;
 mod bench;
 mod bench_micro;
+mod command_line;
 mod config_file;
 mod data;
 mod doctor;
@@ -28,10 +29,12 @@ mod train;
 
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use error::{CliError, Exit};
-use halfmode::tensor::Device;
+use halfmode::tensor::{Device, Target};
 use output::{Output, Verbosity};
+
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 /// Trains neural operators in mixed precision.
 #[derive(Debug, Parser)]
@@ -168,6 +171,7 @@ impl Command {
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) output: Output,
+    device: OnceLock<Device>,
 }
 
 impl Context {
@@ -179,19 +183,46 @@ impl Context {
         }
     }
 
-    /// The device that was asked for.
+    /// The device that was asked for. It is opened once, and stderr says which it is.
     pub(crate) fn device(&self) -> Result<Device, CliError> {
-        if let DeviceChoice::Cuda(index) = self.global.device {
-            return gpu::device(index, self.data_cache());
+        if let Some(device) = self.device.get() {
+            return Ok(device.clone());
         }
-        Device::cpu(self.n_threads()).map_err(|err| CliError::new(Exit::Other, err.to_string()))
+        let (gpu, broken) = match self.global.device {
+            DeviceChoice::Cpu => (None, None),
+            DeviceChoice::Cuda(index) => (Some(gpu::device(index, self.data_cache())?), None),
+            DeviceChoice::Auto => gpu::find(self.data_cache()).map_or_else(|why| (None, Some(why)), |it| (it, None)),
+        };
+        let cpu = || Device::cpu(self.n_threads()).map_err(|err| CliError::new(Exit::Other, err.to_string()));
+        let device = gpu.map_or_else(cpu, Ok)?;
+        let what = gpu::model(&device).unwrap_or_else(|| format!("threads: {}", self.n_threads()));
+        let broken = broken.map_or_else(String::new, |why| format!("; the GPU does not work: {why}"));
+        self.output.note(&format!("device     {}, {what}{broken}", device_name(&device)));
+        Ok(self.device.get_or_init(|| device).clone())
     }
 
-    /// Its name, as `--device` takes it.
-    pub(crate) fn device_name(&self) -> String {
+    /// What to plan for. A GPU that is named need not be there.
+    pub(crate) fn target(&self) -> Result<Target, CliError> {
         match self.global.device {
-            DeviceChoice::Auto | DeviceChoice::Cpu => DeviceChoice::Cpu.to_string(),
-            gpu @ DeviceChoice::Cuda(_) => gpu.to_string(),
+            DeviceChoice::Cuda(index) => gpu::target(index),
+            _ => Ok(self.device()?.target()),
+        }
+    }
+
+    /// The name of what [`Context::target`] plans for.
+    pub(crate) fn target_name(&self) -> Result<String, CliError> {
+        match self.global.device {
+            gpu @ DeviceChoice::Cuda(_) => Ok(gpu.to_string()),
+            _ => Ok(device_name(&self.device()?)),
+        }
+    }
+
+    /// Bytes that a planned job has to fit, where they are known: all of a GPU, or what the machine has free.
+    pub(crate) fn memory_to_fit(&self) -> Option<usize> {
+        match (self.global.device, self.device.get()) {
+            (DeviceChoice::Cuda(index), _) => gpu::total_bytes(index as usize),
+            (_, Some(device)) if !device.is_cpu() => gpu::total_bytes(gpu::ordinal(device)?),
+            _ => memory::available(),
         }
     }
 
@@ -206,6 +237,11 @@ impl Context {
             .or_else(|| variable("HOME").map(|folder| folder.join(".cache/halfmode")))
             .unwrap_or_else(|| std::env::temp_dir().join("halfmode-cache"))
     }
+}
+
+/// The name of a device, as `--device` takes it.
+pub(crate) fn device_name(device: &Device) -> String {
+    gpu::ordinal(device).map_or_else(|| "cpu".to_owned(), |ordinal| format!("cuda:{ordinal}"))
 }
 
 /// Runs the program.
@@ -237,7 +273,7 @@ pub(crate) fn main() -> ExitCode {
         Color::Never => ColorChoice::Never,
     };
     let output = Output::new(cli.command.name(), cli.global.json, verbosity, color);
-    let context = Context { global: cli.global, output };
+    let context = Context { global: cli.global, output, device: OnceLock::new() };
     match signals::survive_file_limits().and_then(|()| run(&cli.command, &context)) {
         Ok(code) => code.into(),
         Err(err) => {
@@ -253,7 +289,9 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(command: &Command, context: &Context) -> Result<Exit, CliError> {
-    if let (DeviceChoice::Cuda(index), false) = (context.global.device, matches!(command, Command::Doctor)) {
+    if let DeviceChoice::Cuda(index) = context.global.device
+        && !matches!(command, Command::Doctor | Command::Plan(_))
+    {
         gpu::check(index)?;
     }
     match command {

@@ -2,20 +2,21 @@
 
 use crate::cli::config_file::{self, ConfigArgs, Loaded};
 use crate::cli::error::{CliError, Exit};
+use crate::cli::memory::{self, NoRoom};
 use crate::cli::plan_precisions::{self, Column};
 use crate::cli::train::{grid_text, model_line, precision_line};
-use crate::cli::{Context, memory, text};
+use crate::cli::{Context, command_line, text};
 use halfmode::autograd::MemoryReport;
 use halfmode::precision::{PrecisionConfig, Preset};
-use halfmode::tensor::MemoryStats;
-use halfmode::train::job::{DataShapes, JobConfig, JobPlan, plan};
+use halfmode::tensor::{MemoryStats, Target};
+use halfmode::train::job::{DataShapes, JobConfig, JobPlan, plan_for};
 use serde_json::{Value, json};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Memory that the largest batch has to fit, such as 4GiB [default: what is available now].
+    /// Memory that the largest batch has to fit, such as 4GiB [default: what is available now; all of a GPU].
     #[arg(long, value_name = "BYTES", value_parser = text::parse_bytes)]
     memory: Option<usize>,
 }
@@ -27,9 +28,9 @@ const MAX_SCALARS: f64 = (1u64 << 48) as f64;
 const MAX_LAYERS: usize = 1024;
 
 /// Plans a job.
-pub(crate) fn make_plan(loaded: &Loaded, shapes: &DataShapes, threads: usize) -> Result<JobPlan, CliError> {
+pub(crate) fn make_plan(loaded: &Loaded, shapes: &DataShapes, target: Target) -> Result<JobPlan, CliError> {
     check_size(&loaded.config)?;
-    plan(&loaded.config, shapes, threads).map_err(|err| loaded.explain(err))
+    plan_for(&loaded.config, shapes, target).map_err(|err| loaded.explain(err))
 }
 
 /// Refuses models whose bytes no counter holds.
@@ -55,12 +56,12 @@ fn check_size(config: &JobConfig) -> Result<(), CliError> {
         .help("halfmode plan darcy"))
 }
 
-/// The largest batch, at most all training samples, whose planned peak fits `memory`.
-pub(crate) fn largest_batch(config: &JobConfig, shapes: &DataShapes, threads: usize, memory: usize) -> Option<usize> {
+/// The largest batch, at most all training samples, that fits `memory` by its planned peak ([`memory::taken`]).
+pub(crate) fn largest_batch(config: &JobConfig, shapes: &DataShapes, target: Target, memory: usize) -> Option<usize> {
     let fits = |batch: usize| {
         let mut config = config.clone();
         config.train.batch_size = batch;
-        plan(&config, shapes, threads).is_ok_and(|plan| plan.peak_bytes() <= memory)
+        plan_for(&config, shapes, target).is_ok_and(|plan| memory::taken(plan.peak_bytes(), target) <= memory)
     };
     let most = shapes.train.n.max(1);
     if !fits(1) {
@@ -79,22 +80,41 @@ pub(crate) fn largest_batch(config: &JobConfig, shapes: &DataShapes, threads: us
     Some(low)
 }
 
+/// The error of a full GPU, with the largest batch below the one that was tried which fits it by plan.
+pub(crate) fn explain_no_room(full: NoRoom, loaded: &Loaded, shapes: &DataShapes, target: Target) -> CliError {
+    let tried = loaded.config.train.batch_size.min(shapes.train.n);
+    let fits = largest_batch(&loaded.config, shapes, target, full.room()).map(|it| it.min(tried.saturating_sub(1)));
+    let err = full.error().at("train.batch_size");
+    match fits.filter(|&batch| batch > 0) {
+        Some(batch) => {
+            let why = format!("{}; by plan the largest batch below {tried} that fits is {batch}", full.why());
+            err.why(why).help(command_line::with("--set", &format!("train.batch_size={batch}")))
+        }
+        None => {
+            let why = format!("{}; by plan not even a smaller batch fits", full.why());
+            err.why(why).help(command_line::with("--device", "cpu"))
+        }
+    }
+}
+
 pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> {
     let loaded = config_file::load(&args.config, context.global.seed)?;
     let policy = loaded.validate()?;
-    let threads = context.n_threads();
+    let (threads, target) = (context.n_threads(), context.target()?);
+    let device = context.target_name()?;
     let shapes = loaded.shapes()?;
-    let configured = make_plan(&loaded, &shapes, threads)?;
+    let configured = make_plan(&loaded, &shapes, target)?;
     let mut full = loaded.clone();
     full.config.precision = PrecisionConfig::new(Preset::Full, loaded.config.precision.format);
-    let full = make_plan(&full, &shapes, threads)?;
-    let memory = args.memory.or_else(memory::available);
-    let batch = memory.and_then(|memory| largest_batch(&loaded.config, &shapes, threads, memory));
-    let columns = plan_precisions::columns(&loaded, &shapes, threads, memory);
+    let full = make_plan(&full, &shapes, target)?;
+    let memory = args.memory.or_else(|| context.memory_to_fit());
+    let batch = memory.and_then(|memory| largest_batch(&loaded.config, &shapes, target, memory));
+    let columns = plan_precisions::columns(&loaded, &shapes, target, memory);
     let ratio = configured.peak_activation_bytes() as f64 / full.peak_activation_bytes().max(1) as f64;
 
     let object = json!({
         "config": loaded.config,
+        "device": device,
         "threads": threads,
         "n_parameters": configured.n_parameters,
         "step_flops": configured.step_flops,
@@ -107,7 +127,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
         "precisions": columns.iter().map(Column::json).collect::<Vec<_>>(),
         "memory_bytes": memory,
         "largest_batch": batch,
-        "fits": memory.map(|memory| configured.peak_bytes() <= memory),
+        "fits": memory.map(|memory| memory::taken(configured.peak_bytes(), target) <= memory),
     });
     context.output.result(object, || {
         let config = &loaded.config;
@@ -122,7 +142,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
             format!("precision  {}", precision_line(&policy)),
             format!("step       {:.2} GFLOP", configured.step_flops / 1e9),
             String::new(),
-            format!("peak bytes by purpose ({threads} threads)"),
+            format!("peak bytes by purpose ({})", target_text(target, &device)),
             memory_table(&policy.preset.to_string(), &configured, &full),
             "in each precision".to_owned(),
             plan_precisions::table(&columns),
@@ -131,17 +151,28 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
             String::new(),
             policy.table(),
         ];
-        parts.push(fit_line(memory, batch, shapes.train.n));
+        parts.push(fit_line(memory, batch, shapes.train.n, target));
         parts.join("\n")
     })?;
     Ok(Exit::Done)
 }
 
-fn fit_line(memory: Option<usize>, batch: Option<usize>, n_train: usize) -> String {
+/// `2 threads`, `cuda:0`.
+fn target_text(target: Target, device: &str) -> String {
+    match target {
+        Target::Cpu { threads } => format!("{threads} threads"),
+        #[allow(unreachable_patterns, reason = "a build without a GPU backend has no other target")]
+        _ => device.to_owned(),
+    }
+}
+
+fn fit_line(memory: Option<usize>, batch: Option<usize>, n_train: usize, target: Target) -> String {
     let Some(memory) = memory else {
-        return "the system does not say how much memory is available: use --memory".to_owned();
+        return "how much memory there is, is not known here: use --memory".to_owned();
     };
-    let memory = text::bytes(memory);
+    let is_gpu = !matches!(target, Target::Cpu { .. });
+    let reserve = if is_gpu { ", of which the GPU's memory pool and libraries may take a fifth" } else { "" };
+    let memory = format!("{}{reserve}", text::bytes(memory));
     match batch {
         Some(batch) if batch == n_train => format!("largest batch in {memory}: all {n_train} training samples"),
         Some(batch) => format!("largest batch in {memory}: {batch}"),
@@ -195,4 +226,35 @@ fn memory_table(preset: &str, configured: &JobPlan, full: &JobPlan) -> String {
     rows.push(row("training step", configured.step.total.peak, full.step.total.peak));
     rows.push(row("whole job", configured.peak_bytes(), full.peak_bytes()));
     text::table(&["", preset, "full", "ratio"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::config_file::{ConfigArgs, load};
+
+    #[test]
+    fn a_full_gpu_is_answered_by_the_largest_batch_that_fits() {
+        let sets = ["data.n_train=16", "data.n_test=2", "data.resolution=16", "data.test_resolutions=[16]"];
+        let sets = sets.iter().chain(&["model.n_modes=[4,4]", "model.hidden_channels=4", "train.batch_size=16"]);
+        let args = ConfigArgs { config: "darcy".to_owned(), sets: sets.map(|&set| set.to_owned()).collect() };
+        let loaded = load(&args, None).unwrap();
+        let (shapes, target) = (loaded.shapes().unwrap(), Target::Cpu { threads: 1 });
+        let mut smaller = loaded.clone();
+        smaller.config.train.batch_size = 5;
+        let held = make_plan(&smaller, &shapes, target).unwrap().peak_bytes();
+
+        let full = NoRoom { bytes: 1 << 20, free: 0, total: 2 * held, held };
+        let text = explain_no_room(full, &loaded, &shapes, target).render(false);
+        for part in ["1.00 MiB were asked for", "0 B are free", "below 16 that fits is 5", "at: train.batch_size"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(text.contains("--set train.batch_size=5"), "{text}");
+        // Where the plan says that it fits, and it did not: something smaller all the same.
+        let roomy = NoRoom { free: 1 << 40, ..full };
+        let text = explain_no_room(roomy, &loaded, &shapes, target).render(false);
+        assert!(text.contains("--set train.batch_size=15"), "{text}");
+        let tight = NoRoom { held: 1, ..full };
+        assert!(explain_no_room(tight, &loaded, &shapes, target).render(false).contains("--device cpu"));
+    }
 }

@@ -4,6 +4,7 @@ use crate::cli::config_file::Loaded;
 use crate::cli::plan::{largest_batch, make_plan, plan_json};
 use crate::cli::text;
 use halfmode::precision::{Precision, PrecisionConfig, Preset};
+use halfmode::tensor::Target;
 use halfmode::train::job::{DataShapes, JobPlan};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ pub(crate) struct Column {
 }
 
 /// Plans the job in every preset, in both half formats where that makes a difference.
-pub(crate) fn columns(loaded: &Loaded, shapes: &DataShapes, threads: usize, memory: Option<usize>) -> Vec<Column> {
+pub(crate) fn columns(loaded: &Loaded, shapes: &DataShapes, target: Target, memory: Option<usize>) -> Vec<Column> {
     let formats = [Precision::F16, Precision::Bf16];
     let halves = [Preset::Amp, Preset::Mixed, Preset::Half];
     let mut configs = vec![PrecisionConfig::new(Preset::Full, Precision::F16)];
@@ -26,8 +27,8 @@ pub(crate) fn columns(loaded: &Loaded, shapes: &DataShapes, threads: usize, memo
     let plans = configs.into_iter().map(|config| {
         let mut loaded = loaded.clone();
         loaded.config.precision = config.clone();
-        let plan = make_plan(&loaded, shapes, threads).map_err(|err| err.what().to_owned());
-        let largest_batch = memory.and_then(|memory| largest_batch(&loaded.config, shapes, threads, memory));
+        let plan = make_plan(&loaded, shapes, target).map_err(|err| err.what().to_owned());
+        let largest_batch = memory.and_then(|memory| largest_batch(&loaded.config, shapes, target, memory));
         Column { config, plan, largest_batch }
     });
     plans.collect()

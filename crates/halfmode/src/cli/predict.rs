@@ -70,9 +70,11 @@ pub(crate) fn run(args: &PredictArgs, context: &Context) -> Result<Exit, CliErro
     let outputs = grid.iter().fold(n_outputs.saturating_mul(8), |bytes, &n| bytes.saturating_mul(n));
     memory::check("the prediction", outputs).map_err(|err| err.at("--output-shape").help(help("")))?;
     let working = source.model.planned_peak_bytes(x.shape(), args.batch as usize, output_shape.as_deref())?;
-    memory::check("the batch", working).map_err(|err| err.at("--batch").help(help(" --batch 1")))?;
+    memory::check_on(&context.device()?, "the batch", working)
+        .map_err(|err| err.at("--batch").help(help(" --batch 1")))?;
     let start = Instant::now();
-    let y = source.model.predict_on(&x.view(), args.batch as usize, output_shape.as_deref())?;
+    let y = source.model.predict_on(&x.view(), args.batch as usize, output_shape.as_deref());
+    let y = y.map_err(|err| CliError::from(err).at_memory(|| help(" --batch 1")))?;
     let seconds = start.elapsed().as_secs_f64();
     let n_bad = y.iter().filter(|value| !value.is_finite()).count();
     if n_bad > 0 {

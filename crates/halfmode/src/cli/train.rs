@@ -1,16 +1,18 @@
 //! `halfmode train`: the main job.
 
 use crate::cli::config_file::{self, ConfigArgs, Loaded};
-use crate::cli::error::{CliError, Exit};
-use crate::cli::plan::{largest_batch, make_plan};
+use crate::cli::error::{CliError, Exit, no_room};
+use crate::cli::plan::{explain_no_room, largest_batch, make_plan};
 use crate::cli::progress::{DataWatch, Watch};
 use crate::cli::run_dir::{OutArgs, read_config};
 use crate::cli::signals::{Signals, stop_exit};
-use crate::cli::{Context, environment, memory, text};
+use crate::cli::{Context, command_line, environment, memory, text};
 use halfmode::precision::PrecisionPolicy;
+use halfmode::tensor::Device;
 use halfmode::train::Error as TrainError;
 use halfmode::train::job::{
     DataConfig, DataShapes, FieldShape, JobConfig, JobError, JobPlan, Run, RunOptions, StopReason, Summary, load_data,
+    newest_checkpoint,
 };
 use serde_json::json;
 use std::path::Path;
@@ -31,9 +33,10 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
     let policy = loaded.validate()?;
     let argument = &args.config.config;
     let out = args.out.resolve(&loaded, argument, &context.output)?;
+    let device = context.device()?;
     let shapes = loaded.shapes()?;
-    let plan = make_plan(&loaded, &shapes, context.n_threads())?;
-    check_memory(&loaded, argument, &shapes, &plan, context)?;
+    let plan = make_plan(&loaded, &shapes, device.target())?;
+    check_memory(&loaded, argument, &shapes, &plan, &device)?;
     context.output.note(&header(&loaded.config, &policy, &shapes, &plan, &out));
 
     let signals = Signals::listen()?;
@@ -53,13 +56,12 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
         resume: args.out.resume,
         resume_from: args.out.resume_from.clone(),
         force: args.out.force,
-        environment: environment::facts(context.device_name(), context.n_threads()),
+        environment: environment::facts(&device, context.n_threads()),
         n_plots: args.plots.into(),
     };
     let resume_help = format!("halfmode train {} --resume", out.display());
-    let device = context.device()?;
     let run = Run::new(loaded.config.clone(), &device, data, options);
-    let mut run = run.map_err(|err| explain_run(&loaded, argument, &out, err))?;
+    let mut run = run.map_err(|err| explain_run(&loaded, argument, &out, (&shapes, &device), err))?;
     let n_steps = run.trainer().steps_per_epoch() * loaded.config.train.epochs;
     let mut watch = Watch::new(&context.output, n_steps, run.trainer().state().step);
     let outcome = run.train(&mut watch, &|| signals.stop());
@@ -70,7 +72,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
             CliError::from(err)
                 .help(format!("halfmode train {argument} --out {shown}-2 --set optimizer.learning_rate={rate:e}"))
         }
-        _ => explain_run(&loaded, argument, &out, err),
+        _ => explain_run(&loaded, argument, &out, (&shapes, &device), err),
     })?;
 
     let best = out.join("checkpoints/best");
@@ -94,7 +96,18 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError>
 }
 
 /// An error of a run, with the command that takes it up again.
-fn explain_run(loaded: &Loaded, argument: &str, out: &Path, err: JobError) -> CliError {
+fn explain_run(
+    loaded: &Loaded,
+    argument: &str,
+    out: &Path,
+    (shapes, device): (&DataShapes, &Device),
+    err: JobError,
+) -> CliError {
+    if let Some(full) = no_room(&err) {
+        let err = explain_no_room(full, loaded, shapes, device.target());
+        let flag = if newest_checkpoint(out).is_some() { "--resume" } else { "--force" };
+        return err.map_help(|line| command_line::flagged(&line, flag));
+    }
     let shown = out.display();
     let other_model = || read_config(out).is_ok_and(|before| before.model != loaded.config.model);
     let help = match &err {
@@ -122,13 +135,14 @@ fn check_memory(
     argument: &str,
     shapes: &DataShapes,
     plan: &JobPlan,
-    context: &Context,
+    device: &Device,
 ) -> Result<(), CliError> {
-    let Some(available) = memory::available().filter(|&available| plan.peak_bytes() > available) else { return Ok(()) };
-    let what = "the job does not fit memory";
-    let why = format!("it needs {}, of which {} are available", text::bytes(plan.peak_bytes()), text::bytes(available));
+    let needed = memory::taken(plan.peak_bytes(), device.target());
+    let Some(available) = memory::room(device).filter(|&available| needed > available) else { return Ok(()) };
+    let what = if device.is_cpu() { "the job does not fit memory" } else { "the job does not fit the GPU's memory" };
+    let why = format!("it needs {}, of which {} are available", text::bytes(needed), text::bytes(available));
     let err = CliError::new(Exit::Device, what).at(format!("halfmode train {argument}")).why(why);
-    let smaller = largest_batch(&loaded.config, shapes, context.n_threads(), available);
+    let smaller = largest_batch(&loaded.config, shapes, device.target(), available);
     Err(err.help(match smaller {
         Some(batch) => format!("halfmode train {argument} --set train.batch_size={batch}"),
         None => format!("halfmode plan {argument}"),
@@ -201,6 +215,7 @@ fn end_table(summary: &Summary, config: &JobConfig, out: &Path) -> String {
         .map(|(label, errors)| vec![label.clone(), format!("{:.5}", errors.l2), format!("{:.5}", errors.h1)])
         .collect();
     let planned = summary.peak_bytes as f64 / summary.planned_peak_bytes.max(1) as f64 * 100.0;
+    let device_peak = summary.device_peak_bytes.map(|peak| format!("GPU      held at most {}", text::bytes(peak)));
     let lines = [
         text::table(&["resolution", "test L2", "test H1"], &rows),
         format!("epochs   {} of {}", summary.epochs, config.train.epochs),
@@ -211,6 +226,7 @@ fn end_table(summary: &Summary, config: &JobConfig, out: &Path) -> String {
             text::bytes(summary.planned_peak_bytes),
             text::bytes(summary.peak_activation_bytes)
         ),
+        device_peak.unwrap_or_default(),
         format!(
             "skipped  {} of {} steps, loss scale {}",
             summary.skipped_steps, summary.steps, summary.final_loss_scale
@@ -218,5 +234,5 @@ fn end_table(summary: &Summary, config: &JobConfig, out: &Path) -> String {
         format!("model    {}", out.join("checkpoints/best").display()),
         format!("report   {}", out.join("report.html").display()),
     ];
-    lines.join("\n")
+    lines.into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
 }

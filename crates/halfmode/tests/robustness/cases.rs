@@ -222,7 +222,14 @@ pub(crate) const CASES: &[Case] = &[
         toml(f, "resolution = 16", "resolution = 100000")
     }),
     case(CONFIG, "no test resolutions", PLAN, 3, &["data.test_resolutions"], |f| toml(f, "[16, 20]", "[]")),
-    case(CONFIG, "TF32 without a GPU", "halfmode plan tiny.toml --set precision.compute=tf32", 3, &["GPU"], nothing),
+    case(
+        CONFIG,
+        "TF32 on a CPU",
+        "halfmode plan tiny.toml --device cpu --set precision.compute=tf32",
+        3,
+        &["NVIDIA GPUs"],
+        nothing,
+    ),
     case(
         CONFIG,
         "half format that is none",
