@@ -22,11 +22,11 @@ use std::sync::Arc;
 /// [`halfmode_tensor::Error::Index`] if a mode is not there.
 #[derive(Clone, Debug)]
 pub struct SelectModes {
-    /// Flat indices of the chosen modes, each at most once.
-    modes: Arc<[usize]>,
-    /// Modes of the whole weight along each axis, those that are chosen, and where they begin.
+    /// Modes of the whole weight along each axis.
     stored: Arc<[usize]>,
+    /// Those that are chosen.
     used: Arc<[usize]>,
+    /// Where they begin.
     first: Arc<[usize]>,
 }
 
@@ -38,19 +38,23 @@ impl SelectModes {
     #[must_use]
     pub fn new(stored: &[usize], used: &[usize], domain: Domain) -> Self {
         let d = stored.len();
-        let begin =
+        let first =
             |axis: usize| if domain == Domain::Real && axis + 1 == d { 0 } else { (stored[axis] - used[axis]) / 2 };
-        let first: Arc<[usize]> = (0..d).map(begin).collect();
-        let modes = (0..used.iter().product()).map(|flat: usize| {
+        SelectModes { stored: stored.into(), used: used.into(), first: (0..d).map(first).collect() }
+    }
+
+    /// Flat indices of the chosen modes.
+    fn modes(&self) -> Vec<usize> {
+        let modes = (0..self.used.iter().product()).map(|flat: usize| {
             let (mut rest, mut at, mut stride) = (flat, 0, 1);
-            for axis in (0..d).rev() {
-                at += (first[axis] + rest % used[axis]) * stride;
-                rest /= used[axis];
-                stride *= stored[axis];
+            for axis in (0..self.stored.len()).rev() {
+                at += (self.first[axis] + rest % self.used[axis]) * stride;
+                rest /= self.used[axis];
+                stride *= self.stored[axis];
             }
             at
         });
-        SelectModes { modes: modes.collect(), stored: stored.into(), used: used.into(), first }
+        modes.collect()
     }
 
     fn gather(&self, w: &Tensor) -> Result<Tensor> {
@@ -58,7 +62,7 @@ impl SelectModes {
         if !w.device().is_cpu() {
             return self.gather_on_gpu(w);
         }
-        Ok(w.gather(&self.modes, Purpose::Workspace)?)
+        Ok(w.gather(&self.modes(), Purpose::Workspace)?)
     }
 
     fn scatter(&self, cx: &Cx, grad: &Tensor) -> Result<Tensor> {
@@ -73,7 +77,7 @@ impl SelectModes {
         with_real!(grad.precision(), R => filled::<R>(&cx.device, &shape, dtype, Purpose::Grad, || {
             let len = grad.shape()[1..].iter().product::<usize>();
             let (g, mut all) = (grad.to_vec::<R>()?, vec![<R as halfmode_tensor::Real>::ZERO; shape.numel()]);
-            for (&mode, g) in self.modes.iter().zip(g.chunks_exact(len.max(1))) {
+            for (mode, g) in self.modes().into_iter().zip(g.chunks_exact(len.max(1))) {
                 all[mode * len..(mode + 1) * len].copy_from_slice(g);
             }
             Ok(all)
@@ -94,7 +98,8 @@ impl SelectModes {
         if n < stored {
             return Err(halfmode_tensor::Error::Index { op: "gather", index: stored - 1, n }.into());
         }
-        let shape: Vec<usize> = std::iter::once(self.modes.len()).chain(w.shape().iter().skip(1).copied()).collect();
+        let shape: Vec<usize> =
+            std::iter::once(self.used.iter().product()).chain(w.shape().iter().skip(1).copied()).collect();
         let mut chosen = w.device().alloc_unwritten(shape, w.dtype(), Purpose::Workspace)?;
         self.inside(w).take(w.device(), w, &mut chosen)?;
         Ok(chosen)
@@ -125,9 +130,9 @@ mod tests {
     /// Slices that neuraloperator's arithmetic gives: `start // 2 .. max + (-start // 2)`, and `..max - start`.
     #[test]
     fn modes_around_the_centre_and_from_the_start() {
-        assert_eq!(&*SelectModes::new(&[4, 3], &[4, 3], Domain::Real).modes, (0..12).collect::<Vec<_>>());
-        assert_eq!(&*SelectModes::new(&[4, 3], &[2, 2], Domain::Real).modes, [3, 4, 6, 7]);
-        assert_eq!(&*SelectModes::new(&[5], &[2], Domain::Real).modes, [0, 1]);
-        assert_eq!(&*SelectModes::new(&[8], &[5], Domain::Complex).modes, [1, 2, 3, 4, 5]);
+        assert_eq!(SelectModes::new(&[4, 3], &[4, 3], Domain::Real).modes(), (0..12).collect::<Vec<_>>());
+        assert_eq!(SelectModes::new(&[4, 3], &[2, 2], Domain::Real).modes(), [3, 4, 6, 7]);
+        assert_eq!(SelectModes::new(&[5], &[2], Domain::Real).modes(), [0, 1]);
+        assert_eq!(SelectModes::new(&[8], &[5], Domain::Complex).modes(), [1, 2, 3, 4, 5]);
     }
 }

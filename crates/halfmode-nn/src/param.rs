@@ -265,11 +265,15 @@ impl Params {
     /// Those of elementwise tensors, for an observation of another shape.
     pub fn observe(&mut self, observed: &[(LeafId, Tensor)]) -> Result<()> {
         for (LeafId(idx), value) in observed {
-            if let Some(param) = self.list.get_mut(*idx) {
-                let dtype = param.value.dtype();
-                let inputs = [&param.value, value];
-                param.value = Tensor::elementwise("observe", &Towards, &inputs, dtype, Purpose::Param)?;
+            let Some(param) = self.list.get_mut(*idx) else { continue };
+            #[cfg(feature = "cuda")]
+            if !value.device().is_cpu() && param.value.is_unshared() && param.value.shape() == value.shape() {
+                on_gpu::observe(&mut param.value, value)?;
+                continue;
             }
+            let dtype = param.value.dtype();
+            let inputs = [&param.value, value];
+            param.value = Tensor::elementwise("observe", &Towards, &inputs, dtype, Purpose::Param)?;
         }
         Ok(())
     }
@@ -299,6 +303,25 @@ impl Elementwise for Towards {
     #[cfg(feature = "cuda")]
     fn kernel(&self) -> Option<(Source, &'static str)> {
         Some((crate::pointwise::MAPS, "towards"))
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod on_gpu {
+    use crate::Result;
+    use crate::pointwise::MAPS;
+    use halfmode_tensor::Tensor;
+    use halfmode_tensor::cuda::{count, define};
+
+    /// In place: launches that are recorded and replayed find the statistic where it was.
+    pub(super) fn observe(statistic: &mut Tensor, seen: &Tensor) -> Result<()> {
+        let (device, n) = (seen.device(), seen.numel());
+        let Some(cuda) = device.as_cuda().filter(|_| n > 0) else { return Ok(()) };
+        let stored = statistic.precision();
+        let defines = [define("S", stored), define("R", seen.precision()), define("T", stored)];
+        let statistic = statistic.output()?;
+        let args = [statistic, seen.input()?, statistic, count(n)];
+        Ok(cuda.launch(MAPS, &defines, "towards", cuda.grid(n.div_ceil(4)), &args)?)
     }
 }
 

@@ -327,3 +327,21 @@ fn check_phases(device: &Device) {
         assert_close!("grad im", grads[1], b.to_vec::<f64>().unwrap(), 1e-14);
     }
 }
+
+/// A recorded step finds a running statistic where it was.
+#[cfg(feature = "cuda")]
+#[test]
+fn running_statistics_move_in_place_on_a_gpu() {
+    use halfmode_autograd::LeafId;
+    use halfmode_nn::{Init, ParamSpec, Params};
+    let Some(device) = gpu() else { return };
+    let specs = vec![ParamSpec::statistic("mean", &[5], Init::Ones)];
+    let mut params = Params::new(&device, specs, &PrecisionPolicy::full(), 0).unwrap();
+    let before = params.list[0].value.address().unwrap();
+    let seen = [0.0, 1.0, 2.0, -3.0, 40.0];
+    let tensor = Tensor::from_slice(&device, &seen, [5], Precision::F32, Purpose::State).unwrap();
+    params.observe(&[(LeafId(0), tensor)]).unwrap();
+    assert_eq!(params.list[0].value.address().unwrap(), before);
+    let want: Vec<f64> = seen.iter().map(|seen| 0.9 + 0.1 * seen).collect();
+    assert_close!("statistic", params.list[0].value.to_vec::<f64>().unwrap(), want, 1e-6);
+}

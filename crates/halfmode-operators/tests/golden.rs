@@ -27,66 +27,97 @@ fn policy(precision: Precision) -> PrecisionPolicy {
     }
 }
 
+/// A recorded model on a device.
+struct Model {
+    fno: Fno,
+    params: Params,
+    policy: Arc<PrecisionPolicy>,
+    x: Tensor,
+    cotangent: Tensor,
+    output_shape: Option<Vec<usize>>,
+}
+
+/// What a pass in training gives.
+struct Trained {
+    out: Tensor,
+    grad_x: Tensor,
+    /// Of the parameters, in their order.
+    grads: Vec<Option<Tensor>>,
+}
+
+impl Model {
+    fn new(golden: &Golden, device: &Device, precision: Precision) -> Self {
+        let policy = Arc::new(policy(precision));
+        let config = config(golden);
+        let complex = config.complex_data;
+        let fno = Fno::new(config).unwrap();
+        let mut params = Params::new(device, fno.param_specs(), &policy, 0).unwrap();
+        let mut names: Vec<&str> = golden.names("param/").collect();
+        for param in &mut params.list {
+            let (shape, values) = golden.get(&format!("param/{}", param.spec.name));
+            let trailing: &[usize] = if param.spec.complex { &[2] } else { &[] };
+            assert_eq!([&param.spec.file_shape[..], trailing].concat(), shape, "{}", param.spec.name);
+            param.set_file_values(values).unwrap();
+            names.retain(|it| *it != param.spec.name);
+        }
+        assert!(names.is_empty(), "parameters that the model lacks: {names:?}");
+        let tensor = |name: &str| {
+            let (shape, values) = golden.get(name);
+            let (shape, dtype) = match complex {
+                true => (&shape[..shape.len() - 1], DType::complex(policy.pointwise.storage)),
+                false => (shape, DType::real(policy.pointwise.storage)),
+            };
+            Tensor::from_scalars(device, values, shape, dtype, Purpose::Activation).unwrap()
+        };
+        let (x, cotangent) = (tensor("in/x"), tensor("in/cotangent"));
+        let output_shape = serde_json::from_value(golden.fact("output_shape").clone()).unwrap();
+        Model { fno, params, policy, x, cotangent, output_shape }
+    }
+
+    fn evaluate(&self) -> Tensor {
+        let mut tape = Tape::new(Cx::inference(self.x.device(), &self.policy));
+        let weights = self.params.leaves(&mut tape);
+        let x = tape.constant(self.x.clone());
+        self.fno.forward(&mut tape, &weights, &[&x]).unwrap().into_value()
+    }
+
+    /// A pass in training, which moves running statistics.
+    fn train(&mut self) -> Trained {
+        let mut tape = Tape::new(Cx::new(self.x.device(), &self.policy));
+        let weights = self.params.leaves(&mut tape);
+        let x = tape.leaf(self.x.clone());
+        let y = self.fno.forward_to(&mut tape, &weights, &x, self.output_shape.as_deref()).unwrap();
+        let out = y.value().clone();
+        let mut grads: Vec<Option<Tensor>> = vec![None; self.params.list.len() + 1];
+        let seeds = vec![(y, self.cotangent.clone())];
+        drop((weights, x));
+        let observed = tape.take_observed();
+        tape.backward_from(seeds, &mut |LeafId(id), grad| {
+            grads[id] = Some(grad);
+            Ok(())
+        })
+        .unwrap();
+        let grad_x = grads.pop().unwrap().unwrap();
+        self.params.observe(&observed).unwrap();
+        Trained { out, grad_x, grads }
+    }
+}
+
 /// What a case gives on a device.
 struct Pass {
     /// With running statistics, where the case has them.
     evaluation: Option<Tensor>,
-    out: Tensor,
-    grad_x: Tensor,
-    grads: Vec<Option<Tensor>>,
+    trained: Trained,
     /// After the pass.
     params: Params,
 }
 
 /// An evaluation where one is recorded, then a pass in training.
 fn pass(golden: &Golden, device: &Device, precision: Precision) -> Pass {
-    let policy = Arc::new(policy(precision));
-    let config = config(golden);
-    let complex = config.complex_data;
-    let fno = Fno::new(config).unwrap();
-    let mut params = Params::new(device, fno.param_specs(), &policy, 0).unwrap();
-    let mut names: Vec<&str> = golden.names("param/").collect();
-    for param in &mut params.list {
-        let (shape, values) = golden.get(&format!("param/{}", param.spec.name));
-        let trailing: &[usize] = if param.spec.complex { &[2] } else { &[] };
-        assert_eq!([&param.spec.file_shape[..], trailing].concat(), shape, "{}", param.spec.name);
-        param.set_file_values(values).unwrap();
-        names.retain(|it| *it != param.spec.name);
-    }
-    assert!(names.is_empty(), "parameters that the model lacks: {names:?}");
-
-    let tensor = |name: &str| {
-        let (shape, values) = golden.get(name);
-        let (shape, dtype) = match complex {
-            true => (&shape[..shape.len() - 1], DType::complex(policy.pointwise.storage)),
-            false => (shape, DType::real(policy.pointwise.storage)),
-        };
-        Tensor::from_scalars(device, values, shape, dtype, Purpose::Activation).unwrap()
-    };
-    let evaluation = golden.names("f64/").any(|it| it == "evaluation").then(|| {
-        let mut tape = Tape::new(Cx::inference(device, &policy));
-        let weights = params.leaves(&mut tape);
-        let x = tape.constant(tensor("in/x"));
-        fno.forward(&mut tape, &weights, &[&x]).unwrap().into_value()
-    });
-    let mut tape = Tape::new(Cx::new(device, &policy));
-    let weights = params.leaves(&mut tape);
-    let x = tape.leaf(tensor("in/x"));
-    let output_shape: Option<Vec<usize>> = serde_json::from_value(golden.fact("output_shape").clone()).unwrap();
-    let y = fno.forward_to(&mut tape, &weights, &x, output_shape.as_deref()).unwrap();
-    let out = y.value().clone();
-    let mut grads: Vec<Option<Tensor>> = vec![None; params.list.len() + 1];
-    let seeds = vec![(y, tensor("in/cotangent"))];
-    drop((weights, x));
-    let observed = tape.take_observed();
-    tape.backward_from(seeds, &mut |LeafId(id), grad| {
-        grads[id] = Some(grad);
-        Ok(())
-    })
-    .unwrap();
-    let grad_x = grads.pop().unwrap().unwrap();
-    params.observe(&observed).unwrap();
-    Pass { evaluation, out, grad_x, grads, params }
+    let mut model = Model::new(golden, device, precision);
+    let evaluation = golden.names("f64/").any(|it| it == "evaluation").then(|| model.evaluate());
+    let trained = model.train();
+    Pass { evaluation, trained, params: model.params }
 }
 
 /// The values of a pass.
@@ -104,15 +135,15 @@ impl Pass {
     fn values(self) -> Values {
         let values = |it: &Tensor| it.to_vec::<f64>().unwrap();
         let list = &self.params.list;
-        let moved = list.iter().zip(&self.grads).filter(|(param, _)| param.spec.role != ParamRole::Statistic);
+        let moved = list.iter().zip(&self.trained.grads).filter(|(param, _)| param.spec.role != ParamRole::Statistic);
         let grads = moved.map(|(param, grad)| {
             let grad = grad.as_ref().map_or_else(|| vec![0.0; param.spec.n_scalars()], values);
             (param.spec.name.clone(), param.spec.to_file(&grad))
         });
         Values {
             evaluation: self.evaluation.as_ref().map(values),
-            out: values(&self.out),
-            grad_x: values(&self.grad_x),
+            out: values(&self.trained.out),
+            grad_x: values(&self.trained.grad_x),
             grads: grads.collect(),
             after: list.iter().map(|it| (it.spec.name.clone(), it.file_values().unwrap())).collect(),
         }
@@ -180,8 +211,10 @@ fn fno_options() {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use super::{ACCEPTANCE_SET, Values, assert_recorded, pass};
+    use super::{ACCEPTANCE_SET, Model, Trained, Values, assert_recorded, pass};
+    use halfmode_nn::ParamRole;
     use halfmode_precision::{Format, Precision};
+    use halfmode_tensor::cuda::CudaError;
     use halfmode_tensor::{Device, Target};
     use halfmode_testkit::{Golden, gpu, rel_l2};
 
@@ -202,7 +235,8 @@ mod cuda {
             for precision in Precision::ALL {
                 let device = Device::meta(Target::Cuda);
                 let planned = pass(&golden, &device, precision);
-                assert_eq!(planned.out.shape()[..], golden.get("f64/out").0[..planned.out.shape().len()], "{name}");
+                let shape = planned.trained.out.shape();
+                assert_eq!(shape[..], golden.get("f64/out").0[..shape.len()], "{name}");
                 assert!(device.memory().total.peak > 0);
             }
         }
@@ -256,6 +290,42 @@ mod cuda {
                     assert_same(&case, &got, &pass(&golden, &Device::cpu(2).unwrap(), precision).values());
                 }
                 assert_recorded(&golden, &case, precision, &got);
+            }
+        }
+    }
+
+    /// A pass can be recorded: nothing in it waits for the device or uploads values. Replayed, it gives the same bits,
+    /// and running statistics move on from where they are.
+    #[test]
+    fn every_case_is_recorded_and_replayed_on_a_gpu() {
+        let Some(device) = gpu() else { return };
+        let context = device.as_cuda().unwrap().context();
+        let values = |it: &Trained| -> Vec<Vec<f64>> {
+            let tensors = [&it.out, &it.grad_x].into_iter().chain(it.grads.iter().flatten());
+            tensors.map(|it| it.to_vec().unwrap()).collect()
+        };
+        for name in all_cases() {
+            println!("{name}");
+            let mut model = Model::new(&Golden::load(&name), &device, Precision::F32);
+            let statistics = |model: &Model| -> Vec<Vec<f64>> {
+                let statistics = model.params.list.iter().filter(|it| it.spec.role == ParamRole::Statistic);
+                statistics.map(|it| it.value.to_vec().unwrap()).collect()
+            };
+            let start = statistics(&model);
+            let want = values(&model.train());
+            let once = statistics(&model);
+            let mut recorded = None;
+            let record = || {
+                recorded = Some(model.train());
+                Ok::<(), CudaError>(())
+            };
+            let graph = context.capture(record).unwrap();
+            graph.launch().unwrap();
+            assert_eq!(values(&recorded.unwrap()), want, "{name}");
+            // s becomes 0.9 s + 0.1 v each time.
+            for ((twice, once), start) in statistics(&model).iter().zip(&once).zip(&start) {
+                let moved: Vec<f64> = once.iter().zip(start).map(|(once, start)| 1.9 * once - 0.9 * start).collect();
+                assert_near(&format!("{name}: a running statistic"), twice, &moved, 0.0);
             }
         }
     }
