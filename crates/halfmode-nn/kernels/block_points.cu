@@ -11,24 +11,6 @@
 constexpr int WARPS = 4;
 constexpr int PAD = 8;   // scalars between rows of a weight, so that eight rows are in different banks
 
-template <class Stored> struct Mma;
-template <> struct Mma<f16> {
-    static __device__ __forceinline__ void run(f32 (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                     "{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-template <> struct Mma<bf16> {
-    static __device__ __forceinline__ void run(f32 (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                     "{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-
 // A weight in shared memory: N rows of K.
 template <int N, int K> struct Weight { T at[N][K + PAD]; };
 // 16 rows of N sums, and the same rounded, as the left operand of a product. Thread (g, t) of a warp holds rows g and
