@@ -85,5 +85,6 @@ template <int Threads> __device__ __forceinline__ f64 block_sum(f64 value) {
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
         __syncthreads();
     }
-    return sums[0];
+    // Nobody else reads it: the next call writes there.
+    return threadIdx.x == 0 ? sums[0] : 0.0;
 }
