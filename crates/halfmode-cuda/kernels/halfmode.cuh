@@ -79,12 +79,13 @@ __device__ __forceinline__ long long grid_stride() { return gridDim.x * (long lo
 // The sum of the values of a block of `Threads` threads, in thread 0, in the order of a tree.
 template <int Threads> __device__ __forceinline__ f64 block_sum(f64 value) {
     __shared__ f64 sums[Threads];
+    // An earlier sum of this block may still be read there.
+    __syncthreads();
     sums[threadIdx.x] = value;
     __syncthreads();
     for (int half = Threads / 2; half > 0; half /= 2) {
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
         __syncthreads();
     }
-    // Nobody else reads it: the next call writes there.
-    return threadIdx.x == 0 ? sums[0] : 0.0;
+    return sums[0];
 }
