@@ -1,0 +1,196 @@
+//! A solve as one differentiable op: discretise, then optimise.
+
+use crate::adjoint::{Adjoint, Incoming};
+use crate::step::{Needs, Span, State, Stepper};
+use crate::{Error, OdeOptions, Result, VectorField};
+use halfmode_autograd::{Cx, Op, Outputs, Saved};
+use halfmode_precision::Domain;
+use halfmode_tensor::{Purpose, Tensor};
+use std::fmt;
+use std::sync::Arc;
+
+const NAME: &str = "odeint";
+
+/// Which time points a solve returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Points {
+    /// All of the grid.
+    All,
+    /// The last.
+    Last,
+}
+
+/// Integrates `y' = f(t, y)` over a grid of times as one op. Its gradient is the exact one of the discrete steps,
+/// linearised at the stored states.
+///
+/// # Shapes
+/// - input 0, `y0`: any shape, real
+/// - input 1, the times: `[n]`, f64 (only if `times` is `None`)
+/// - further inputs: the field's parameters
+/// - outputs: the state at each time point asked for, in the precision of sums
+///
+/// # Saved for backward
+/// The state before each step, in the precision `stored` (role `y`); parameters and times are shared. Stages are
+/// computed again, on a tape that lives for one step.
+///
+/// # Errors
+/// [`Error::Times`], [`Error::Velocity`], [`Error::NonFiniteVelocity`], and in backward [`Error::NonFiniteAdjoint`].
+#[derive(Clone)]
+pub struct OdeSolve {
+    /// The right-hand side.
+    pub field: Arc<dyn VectorField>,
+    /// The time points; `None`: input 1 is a tensor of them and may want a gradient.
+    pub times: Option<Arc<[f64]>>,
+    /// Which points are outputs.
+    pub points: Points,
+    /// Method and precision.
+    pub options: OdeOptions,
+}
+
+impl fmt::Debug for OdeSolve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OdeSolve").field("points", &self.points).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// Refuses what is no grid.
+fn check_times(times: &[f64]) -> Result<()> {
+    let wrong = |problem, point| Err(Error::Times { problem, point });
+    if times.len() < 2 {
+        return wrong("there are too few", times.len());
+    }
+    if let Some(point) = times.iter().position(|t| !t.is_finite()) {
+        return wrong("the time is not finite", point);
+    }
+    let rises = times[1] > times[0];
+    match times.windows(2).position(|pair| if rises { pair[1] <= pair[0] } else { pair[1] >= pair[0] }) {
+        Some(idx) => wrong("the direction turns, or time stands still", idx + 1),
+        None => Ok(()),
+    }
+}
+
+/// The times that a tensor holds; on the planning device, as many.
+fn times_of(t: &Tensor) -> Result<Vec<f64>> {
+    if t.device().launches() { Ok(t.to_vec::<f64>()?) } else { Ok((0..t.numel()).map(|idx| idx as f64).collect()) }
+}
+
+impl OdeSolve {
+    fn split<'a>(&self, inputs: &[&'a Tensor]) -> Result<(&'a Tensor, Option<&'a Tensor>, Vec<Tensor>)> {
+        let missing = || halfmode_autograd::Error::Arity { op: NAME, expected: 2, found: inputs.len() };
+        let (&y0, rest) = inputs.split_first().ok_or_else(missing)?;
+        let (t, params) = match self.times {
+            Some(_) => (None, rest),
+            None => rest.split_first().map(|(&t, params)| (Some(t), params)).ok_or_else(missing)?,
+        };
+        Ok((y0, t, params.iter().map(|&it| it.clone()).collect()))
+    }
+
+    fn times(&self, t: Option<&Tensor>) -> Result<Vec<f64>> {
+        match (&self.times, t) {
+            (Some(times), _) => Ok(times.to_vec()),
+            (None, Some(t)) => times_of(t),
+            (None, None) => Ok(Vec::new()),
+        }
+    }
+
+    fn stepper<'a>(&'a self, device: &'a halfmode_tensor::Device, params: &'a [Tensor]) -> Stepper<'a> {
+        let OdeOptions { method, precision, record, .. } = &self.options;
+        Stepper { field: &*self.field, tableau: method.tableau(), precision, device, params, record }
+    }
+
+    fn run(&self, cx: &Cx, inputs: &[&Tensor]) -> Result<(Outputs, Saved)> {
+        let (y0, t, params) = self.split(inputs)?;
+        self.options.precision.validate()?;
+        if y0.dtype().domain == Domain::Complex {
+            return Err(Error::ComplexState);
+        }
+        let times = self.times(t)?;
+        check_times(&times)?;
+        let (stepper, n_steps) = (self.stepper(&cx.device, &params), times.len() - 1);
+        let accumulate = self.options.precision.accumulate;
+        let mut outputs = Outputs::new();
+        let mut saved = Saved::new(NAME);
+        let mut state = stepper.begin(y0)?;
+        if self.points == Points::All {
+            outputs.push(stepper.rounded(&state, accumulate, Purpose::Activation)?);
+        }
+        for (step, pair) in times.windows(2).enumerate() {
+            let span = Span { from: pair[0], to: pair[1] };
+            if cx.save {
+                let y = stepper.rounded(&state, self.options.precision.stored, Purpose::Saved)?;
+                saved = saved.share(cx, "y", &y);
+            }
+            state = advance(&stepper, &state, span, (step, n_steps))?;
+            if self.points == Points::All || step + 1 == n_steps {
+                outputs.push(stepper.rounded(&state, accumulate, Purpose::Activation)?);
+            }
+        }
+        self.options.record.note(|record| record.n_steps = n_steps);
+        for param in &params {
+            saved = saved.share(cx, "param", param);
+        }
+        if let Some(t) = t {
+            saved = saved.share(cx, "t", t);
+        }
+        Ok((outputs, saved))
+    }
+
+    fn pull_back(
+        &self,
+        cx: &Cx,
+        mut saved: Saved,
+        grads: &mut [Option<Tensor>],
+        needs: &[bool],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let t = if self.times.is_none() { Some(saved.take("t")?) } else { None };
+        let times = self.times(t.as_ref())?;
+        let (params, mut states) = (saved.take_all("param"), saved.take_all("y"));
+        let stepper = self.stepper(&cx.device, &params);
+        let n_steps = times.len() - 1;
+        let first_param = needs.len() - params.len();
+        let needs = Needs { params: needs[first_param..].contains(&true), time: t.is_some() && needs[1] };
+        let incoming = |point: usize| match self.points {
+            Points::All => Some(point),
+            Points::Last => (point == n_steps).then_some(0),
+        };
+        let mut adjoint = Adjoint::new(&stepper, &self.options.scaling, needs, times.len());
+        for step in (0..n_steps).rev() {
+            let cotangent = incoming(step + 1).and_then(|idx| grads.get_mut(idx)?.take());
+            adjoint.add(Incoming { point: step + 1, cotangent })?;
+            let high = states.pop().ok_or(halfmode_autograd::Error::MissingRole { op: NAME, role: "y" })?;
+            adjoint.step(step, Span { from: times[step], to: times[step + 1] }, &State { high, low: None })?;
+        }
+        let cotangent = incoming(0).and_then(|idx| grads.get_mut(idx)?.take());
+        adjoint.add(Incoming { point: 0, cotangent })?;
+        let (y0, t_grad, params) = adjoint.finish()?;
+        let t_grad = t.is_some().then_some(t_grad);
+        Ok(std::iter::once(y0).chain(t_grad).chain(params).collect())
+    }
+}
+
+/// The state after a step, if it is finite.
+fn advance(stepper: &Stepper<'_>, state: &State, span: Span, (step, n_steps): (usize, usize)) -> Result<State> {
+    let slopes = stepper.slopes(span, state, None)?;
+    let next = stepper.advance(state, span.length(), &slopes)?;
+    if next.high.all_finite() { Ok(next) } else { Err(Error::NonFiniteVelocity { step, n_steps, time: span.from }) }
+}
+
+impl Op for OdeSolve {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
+        self.run(cx, inputs).map_err(|err| err.in_op(NAME))
+    }
+
+    fn backward(
+        &self,
+        cx: &Cx,
+        saved: Saved,
+        grads: &mut [Option<Tensor>],
+        needs: &[bool],
+    ) -> halfmode_autograd::Result<Vec<Option<Tensor>>> {
+        self.pull_back(cx, saved, grads, needs).map_err(|err| err.in_op(NAME))
+    }
+}
