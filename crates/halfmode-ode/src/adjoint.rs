@@ -189,8 +189,8 @@ impl<'a> Adjoint<'a> {
         Ok(())
     }
 
-    /// Every gradient, unscaled.
-    pub(crate) fn finish(mut self) -> Result<Gradients> {
+    /// Every gradient, unscaled; of the times, those at `marks`.
+    pub(crate) fn finish(mut self, marks: &[usize]) -> Result<Gradients> {
         let device = self.stepper.device;
         let accumulate = self.stepper.precision.accumulate;
         if self.rule.checks() {
@@ -218,10 +218,9 @@ impl<'a> Adjoint<'a> {
             self.a = Some(infinite(y0)?);
             self.times.fill(f64::INFINITY);
         }
-        let times = self
-            .needs
-            .time
-            .then(|| Tensor::from_slice(device, &self.times, [self.times.len()], Precision::F64, Purpose::Grad));
+        let times: Vec<f64> = marks.iter().filter_map(|&idx| self.times.get(idx).copied()).collect();
+        let times =
+            self.needs.time.then(|| Tensor::from_slice(device, &times, [times.len()], Precision::F64, Purpose::Grad));
         Ok((self.a, times.transpose()?, self.params))
     }
 }

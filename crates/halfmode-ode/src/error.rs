@@ -55,6 +55,54 @@ pub enum Error {
         /// Where the step begins.
         time: f64,
     },
+    /// The relative tolerance is below what the velocity's rounding lets an error estimate see.
+    #[error(
+        "rtol {rtol:e} is below {floor:.2e}, four roundings of a velocity in {velocity}; \
+             use a larger rtol or a wider format for the velocity"
+    )]
+    ToleranceBelowFloor {
+        /// What was asked for.
+        rtol: f64,
+        /// The smallest that makes sense.
+        floor: f64,
+        /// The velocity's format.
+        velocity: Precision,
+    },
+    /// Tolerances are not finite or negative.
+    #[error("rtol {rtol} and atol {atol} must be finite and not negative")]
+    Tolerance {
+        /// Relative.
+        rtol: f64,
+        /// Absolute.
+        atol: f64,
+    },
+    /// A method without an error estimate was to choose its steps.
+    #[error("{method} has no error estimate to choose steps by; use bosh3, dopri5 or tsit5")]
+    NoEstimate {
+        /// The method.
+        method: &'static str,
+    },
+    /// More steps than allowed.
+    #[error("{max_steps} steps were tried and t = {time} reached; use larger tolerances or more steps")]
+    TooManySteps {
+        /// The limit.
+        max_steps: usize,
+        /// How far the solve came.
+        time: f64,
+    },
+    /// The step length fell to the rounding of the time.
+    #[error(
+        "at t = {time} a step of {length:e} still misses rtol {rtol:e}; \
+             the field may be stiff, discontinuous or not finite there"
+    )]
+    StepTooSmall {
+        /// Where.
+        time: f64,
+        /// The last length.
+        length: f64,
+        /// The tolerance.
+        rtol: f64,
+    },
     /// The adjoint or a gradient is not finite at any scale that may be tried.
     #[error(
         "the adjoint is not finite in step {step} of {n_steps}, after {attempts} tries down to scale {scale}; \

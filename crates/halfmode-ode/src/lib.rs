@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod adaptive;
 mod adjoint;
 mod error;
 mod field;
@@ -15,6 +16,7 @@ mod step;
 mod tableau;
 mod time_channel;
 
+pub use adaptive::{StepControl, Steps};
 pub use error::Error;
 pub use field::{Autonomous, VectorField};
 pub use mlp::{MlpField, TimeInput};
@@ -23,7 +25,7 @@ pub use precision::{OdePrecision, StateSum};
 pub use record::{Record, SolveRecord};
 pub use scaling::{AdjointScaler, AdjointScaling, PeerScaler, ScaleConfig};
 pub use solve::{OdeSolve, Points};
-pub use tableau::{Method, Tableau};
+pub use tableau::{Embedded, Method, Tableau};
 pub use time_channel::TimeChannel;
 
 /// The result of everything that can fail here.

@@ -1,7 +1,7 @@
 //! The calls of a user.
 
 use crate::solve::{OdeSolve, Points};
-use crate::{AdjointScaling, Method, OdePrecision, Record, VectorField};
+use crate::{AdjointScaling, Method, OdePrecision, Record, StepControl, Steps, VectorField};
 use halfmode_autograd::{Result, Tape, Var};
 use std::sync::Arc;
 
@@ -10,6 +10,8 @@ use std::sync::Arc;
 pub struct OdeOptions {
     /// The method.
     pub method: Method,
+    /// Where steps begin and end.
+    pub steps: Steps,
     /// The precision of every quantity.
     pub precision: OdePrecision,
     /// The adjoint's scale.
@@ -23,13 +25,20 @@ impl OdeOptions {
     #[must_use]
     pub fn new(precision: OdePrecision) -> Self {
         let scaling = AdjointScaling::natural(precision.velocity_storage());
-        OdeOptions { method: Method::default(), precision, scaling, record: Record::default() }
+        OdeOptions { method: Method::default(), steps: Steps::Grid, precision, scaling, record: Record::default() }
     }
 
     /// The same with another method.
     #[must_use]
     pub fn method(self, method: Method) -> Self {
         OdeOptions { method, ..self }
+    }
+
+    /// The same with Tsitouras' pair and steps that keep to these tolerances.
+    #[must_use]
+    pub fn adaptive(self, rtol: f64, atol: f64) -> Self {
+        let steps = Steps::Adaptive(StepControl::new(rtol, atol));
+        OdeOptions { method: Method::Tsitouras54, steps, ..self }
     }
 
     /// The same with another scale of the adjoint.

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct SolveRecord {
     /// Steps taken.
     pub n_steps: usize,
+    /// Steps tried and rejected by step control.
+    pub n_rejected: usize,
     /// Velocities computed, recomputation included.
     pub n_velocities: usize,
     /// Vector-Jacobian products of whole steps, those that overflowed included.

@@ -1,10 +1,11 @@
 //! A solve as one differentiable op: discretise, then optimise.
 
+use crate::adaptive::Controller;
 use crate::adjoint::{Adjoint, Incoming};
 use crate::step::{Needs, Span, State, Stepper};
-use crate::{Error, OdeOptions, Result, VectorField};
+use crate::{Error, OdeOptions, Result, Steps, VectorField};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::Domain;
+use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Purpose, Tensor};
 use std::fmt;
 use std::sync::Arc;
@@ -106,26 +107,42 @@ impl OdeSolve {
         }
         let times = self.times(t)?;
         check_times(&times)?;
-        let (stepper, n_steps) = (self.stepper(&cx.device, &params), times.len() - 1);
-        let accumulate = self.options.precision.accumulate;
+        let (stepper, accumulate) = (self.stepper(&cx.device, &params), self.options.precision.accumulate);
+        let mut control = match self.options.steps {
+            Steps::Grid => None,
+            Steps::Adaptive(it) => Some(Controller::new(it, self.options.method, &self.options.precision)?),
+        };
         let mut outputs = Outputs::new();
         let mut saved = Saved::new(NAME);
         let mut state = stepper.begin(y0)?;
+        let (mut grid, direction) = (vec![times[0]], (times[1] - times[0]).signum());
         if self.points == Points::All {
             outputs.push(stepper.rounded(&state, accumulate, Purpose::Activation)?);
         }
-        for (step, pair) in times.windows(2).enumerate() {
-            let span = Span { from: pair[0], to: pair[1] };
-            if cx.save {
-                let y = stepper.rounded(&state, self.options.precision.stored, Purpose::Saved)?;
-                saved = saved.share(cx, "y", &y);
+        for (interval, &target) in times.iter().enumerate().skip(1) {
+            let mut from = times[interval - 1];
+            while (target - from) * direction > 0.0 {
+                if cx.save {
+                    let y = stepper.rounded(&state, self.options.precision.stored, Purpose::Saved)?;
+                    saved = saved.share(cx, "y", &y);
+                }
+                let span = Span { from, to: target };
+                let (span, next) = match &mut control {
+                    None => (span, advance(&stepper, &state, span, (interval - 1, times.len() - 1))?),
+                    Some(control) => control.next(&stepper, &state, span)?,
+                };
+                (from, state) = (span.to, next);
+                grid.push(from);
             }
-            state = advance(&stepper, &state, span, (step, n_steps))?;
-            if self.points == Points::All || step + 1 == n_steps {
+            if self.points == Points::All || interval + 1 == times.len() {
                 outputs.push(stepper.rounded(&state, accumulate, Purpose::Activation)?);
             }
         }
-        self.options.record.note(|record| record.n_steps = n_steps);
+        self.options.record.note(|record| record.n_steps = grid.len() - 1);
+        if control.is_some() {
+            let grid = Tensor::from_slice(&cx.device, &grid, [grid.len()], Precision::F64, Purpose::Saved)?;
+            saved = saved.share(cx, "steps", &grid);
+        }
         for param in &params {
             saved = saved.share(cx, "param", param);
         }
@@ -146,26 +163,42 @@ impl OdeSolve {
         let times = self.times(t.as_ref())?;
         let (params, mut states) = (saved.take_all("param"), saved.take_all("y"));
         let stepper = self.stepper(&cx.device, &params);
-        let n_steps = times.len() - 1;
+        let grid = match self.options.steps {
+            Steps::Grid => times.clone(),
+            Steps::Adaptive(_) => times_of(&saved.take("steps")?)?,
+        };
+        let n_steps = grid.len() - 1;
         let first_param = needs.len() - params.len();
         let needs = Needs { params: needs[first_param..].contains(&true), time: t.is_some() && needs[1] };
+        let marks = marks(&grid, &times);
         let incoming = |point: usize| match self.points {
-            Points::All => Some(point),
+            Points::All => marks.binary_search(&point).ok(),
             Points::Last => (point == n_steps).then_some(0),
         };
-        let mut adjoint = Adjoint::new(&stepper, &self.options.scaling, needs, times.len());
+        let mut adjoint = Adjoint::new(&stepper, &self.options.scaling, needs, grid.len());
         for step in (0..n_steps).rev() {
             let cotangent = incoming(step + 1).and_then(|idx| grads.get_mut(idx)?.take());
             adjoint.add(Incoming { point: step + 1, cotangent })?;
             let high = states.pop().ok_or(halfmode_autograd::Error::MissingRole { op: NAME, role: "y" })?;
-            adjoint.step(step, Span { from: times[step], to: times[step + 1] }, &State { high, low: None })?;
+            adjoint.step(step, Span { from: grid[step], to: grid[step + 1] }, &State { high, low: None })?;
         }
         let cotangent = incoming(0).and_then(|idx| grads.get_mut(idx)?.take());
         adjoint.add(Incoming { point: 0, cotangent })?;
-        let (y0, t_grad, params) = adjoint.finish()?;
+        let (y0, t_grad, params) = adjoint.finish(&marks)?;
         let t_grad = t.is_some().then_some(t_grad);
         Ok(std::iter::once(y0).chain(t_grad).chain(params).collect())
     }
+}
+
+/// Where the time points are in the grid of steps, both in one direction.
+fn marks(grid: &[f64], times: &[f64]) -> Vec<usize> {
+    if grid.len() == times.len() {
+        return (0..grid.len()).collect();
+    }
+    let mut left = times.iter().peekable();
+    let is_mark = |t: &f64| left.next_if(|mark| mark.to_bits() == t.to_bits()).is_some();
+    let found: Vec<bool> = grid.iter().map(is_mark).collect();
+    (0..grid.len()).filter(|&idx| found[idx]).collect()
 }
 
 /// The state after a step, if it is finite.

@@ -118,10 +118,26 @@ impl Stepper<'_> {
         Err(Error::Velocity { expected: expected.clone(), found: found.clone() })
     }
 
-    /// The slopes of all stages; `first` is that of the first, if it is known.
+    /// The slopes that the step needs; `first` is that of the first stage, if it is known.
     pub(crate) fn slopes(&self, span: Span, state: &State, first: Option<Tensor>) -> Result<Vec<Tensor>> {
+        self.some_slopes(span, state, (self.tableau.n_weighted(), first))
+    }
+
+    /// As [`Stepper::slopes`], with those that serve the error estimate alone.
+    pub(crate) fn all_slopes(&self, span: Span, state: &State, first: Option<Tensor>) -> Result<Vec<Tensor>> {
+        self.some_slopes(span, state, (self.tableau.n_stages(), first))
+    }
+
+    /// The slope at the beginning.
+    pub(crate) fn first_slope(&self, span: Span, state: &State) -> Result<Tensor> {
+        let slopes = self.some_slopes(span, state, (1, None))?;
+        let shape = state.high.shape().clone();
+        slopes.into_iter().next().ok_or(Error::Velocity { expected: shape.clone(), found: shape })
+    }
+
+    fn some_slopes(&self, span: Span, state: &State, (n, first): (usize, Option<Tensor>)) -> Result<Vec<Tensor>> {
         let mut slopes: Vec<Tensor> = first.into_iter().collect();
-        while let Some(&node) = self.tableau.c.get(slopes.len()) {
+        for &node in self.tableau.c.iter().take(n).skip(slopes.len()) {
             let mut tape = Tape::new(self.cx(false));
             let params: Vec<Var> = self.params.iter().map(|it| tape.constant(it.clone())).collect();
             let input = self.stage_input(state, span.length(), &slopes)?;
@@ -154,7 +170,7 @@ impl Stepper<'_> {
     /// The stages of a step from `state`, recorded.
     pub(crate) fn linearise(&self, span: Span, state: &State, needs: Needs) -> Result<Linearised> {
         let mut out = Linearised { slopes: Vec::new(), stages: Vec::new() };
-        for &node in self.tableau.c {
+        for &node in self.tableau.c.iter().take(self.tableau.n_weighted()) {
             let mut tape = Tape::new(self.cx(true));
             let (y, t) = (self.stage_input(state, span.length(), &out.slopes)?, self.time(span.at(node))?);
             // Leaves: the state, the time, then the parameters.

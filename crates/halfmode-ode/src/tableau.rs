@@ -13,6 +13,17 @@ pub struct Tableau {
     pub b: &'static [f64],
     /// Nodes.
     pub c: &'static [f64],
+    /// A second set of weights, whose difference to the first estimates the error of a step.
+    pub embedded: Option<Embedded>,
+}
+
+/// Weights of another order for the same stages.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Embedded {
+    /// Order of `b`.
+    pub order: u32,
+    /// Weights.
+    pub b: &'static [f64],
 }
 
 impl Tableau {
@@ -20,6 +31,18 @@ impl Tableau {
     #[must_use]
     pub const fn n_stages(&self) -> usize {
         self.b.len()
+    }
+
+    /// Stages that the step itself needs: the last ones may serve the error estimate alone.
+    #[must_use]
+    pub fn n_weighted(&self) -> usize {
+        self.b.iter().rposition(|b| *b != 0.0).map_or(0, |idx| idx + 1)
+    }
+
+    /// Whether the last stage of a step is the first of the next.
+    #[must_use]
+    pub fn is_fsal(&self) -> bool {
+        self.a.last().is_some_and(|row| !row.is_empty() && **row == self.b[..row.len()] && self.b[row.len()] == 0.0)
     }
 }
 
@@ -37,13 +60,21 @@ pub enum Method {
     Rk4,
     /// The 3/8 rule, order 4: weights 1, 3, 3, 1 over 8. It is torchdiffeq's `rk4`.
     Rk4ThreeEighths,
+    /// Bogacki and Shampine's pair of orders 3 and 2.
+    BogackiShampine32,
+    /// Dormand and Prince's pair of orders 5 and 4: `dopri5`.
+    DormandPrince54,
+    /// Tsitouras' pair of orders 5 and 4.
+    Tsitouras54,
 }
 
-const EULER: Tableau = Tableau { name: "euler", order: 1, a: &[&[]], b: &[1.0], c: &[0.0] };
+const EULER: Tableau = Tableau { name: "euler", order: 1, a: &[&[]], b: &[1.0], c: &[0.0], embedded: None };
 
-const MIDPOINT: Tableau = Tableau { name: "midpoint", order: 2, a: &[&[], &[0.5]], b: &[0.0, 1.0], c: &[0.0, 0.5] };
+const MIDPOINT: Tableau =
+    Tableau { name: "midpoint", order: 2, a: &[&[], &[0.5]], b: &[0.0, 1.0], c: &[0.0, 0.5], embedded: None };
 
-const HEUN: Tableau = Tableau { name: "heun", order: 2, a: &[&[], &[1.0]], b: &[0.5, 0.5], c: &[0.0, 1.0] };
+const HEUN: Tableau =
+    Tableau { name: "heun", order: 2, a: &[&[], &[1.0]], b: &[0.5, 0.5], c: &[0.0, 1.0], embedded: None };
 
 const RK4: Tableau = Tableau {
     name: "rk4",
@@ -51,6 +82,7 @@ const RK4: Tableau = Tableau {
     a: &[&[], &[0.5], &[0.0, 0.5], &[0.0, 0.0, 1.0]],
     b: &[1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0],
     c: &[0.0, 0.5, 0.5, 1.0],
+    embedded: None,
 };
 
 const RK4_THREE_EIGHTHS: Tableau = Tableau {
@@ -59,6 +91,66 @@ const RK4_THREE_EIGHTHS: Tableau = Tableau {
     a: &[&[], &[1.0 / 3.0], &[-1.0 / 3.0, 1.0], &[1.0, -1.0, 1.0]],
     b: &[0.125, 0.375, 0.375, 0.125],
     c: &[0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0],
+    embedded: None,
+};
+
+const BOGACKI_SHAMPINE: Tableau = Tableau {
+    name: "bosh3",
+    order: 3,
+    a: &[&[], &[0.5], &[0.0, 0.75], &[2.0 / 9.0, 1.0 / 3.0, 4.0 / 9.0]],
+    b: &[2.0 / 9.0, 1.0 / 3.0, 4.0 / 9.0, 0.0],
+    c: &[0.0, 0.5, 0.75, 1.0],
+    embedded: Some(Embedded { order: 2, b: &[7.0 / 24.0, 0.25, 1.0 / 3.0, 0.125] }),
+};
+
+const DORMAND_PRINCE: Tableau = Tableau {
+    name: "dopri5",
+    order: 5,
+    a: &[
+        &[],
+        &[0.2],
+        &[3.0 / 40.0, 9.0 / 40.0],
+        &[44.0 / 45.0, -56.0 / 15.0, 32.0 / 9.0],
+        &[19372.0 / 6561.0, -25360.0 / 2187.0, 64448.0 / 6561.0, -212.0 / 729.0],
+        &[9017.0 / 3168.0, -355.0 / 33.0, 46732.0 / 5247.0, 49.0 / 176.0, -5103.0 / 18656.0],
+        &[35.0 / 384.0, 0.0, 500.0 / 1113.0, 125.0 / 192.0, -2187.0 / 6784.0, 11.0 / 84.0],
+    ],
+    b: &[35.0 / 384.0, 0.0, 500.0 / 1113.0, 125.0 / 192.0, -2187.0 / 6784.0, 11.0 / 84.0, 0.0],
+    c: &[0.0, 0.2, 0.3, 0.8, 8.0 / 9.0, 1.0, 1.0],
+    embedded: Some(Embedded {
+        order: 4,
+        b: &[5179.0 / 57600.0, 0.0, 7571.0 / 16695.0, 393.0 / 640.0, -92097.0 / 339200.0, 187.0 / 2100.0, 1.0 / 40.0],
+    }),
+};
+
+/// Tsitouras 2011, in double precision; the order conditions in the tests bind every digit that matters.
+const TSITOURAS: Tableau = Tableau {
+    name: "tsit5",
+    order: 5,
+    a: &[
+        &[],
+        &[0.161],
+        &[-0.008480655492356989, 0.335480655492357],
+        &[2.8971530571054935, -6.359448489975075, 4.3622954328695815],
+        &[5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525],
+        &[5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383],
+        &[0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774],
+    ],
+    b: &[0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774, 0.0],
+    c: &[0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0],
+    // The weights less the published differences.
+    embedded: Some(Embedded {
+        order: 4,
+        b: &[
+            0.09646076681806523 - 0.001780011052225777,
+            0.01 - 0.0008164344596567469,
+            0.4798896504144996 + 0.007880878010261995,
+            1.379008574103742 - 0.1447110071732629,
+            -3.290069515436081 + 0.5823571654525552,
+            2.324710524099774 - 0.45808210592918697,
+            1.0 / 66.0,
+        ],
+    }),
 };
 
 impl Method {
@@ -74,6 +166,9 @@ impl Method {
             Method::Heun => &HEUN,
             Method::Rk4 => &RK4,
             Method::Rk4ThreeEighths => &RK4_THREE_EIGHTHS,
+            Method::BogackiShampine32 => &BOGACKI_SHAMPINE,
+            Method::DormandPrince54 => &DORMAND_PRINCE,
+            Method::Tsitouras54 => &TSITOURAS,
         }
     }
 }
@@ -133,6 +228,12 @@ mod tests {
         for method in Method::ALL {
             let tableau = method.tableau();
             assert_eq!(order_of(tableau, tableau.b), tableau.order, "{method:?}");
+            if let Some(embedded) = tableau.embedded {
+                assert_eq!(order_of(tableau, embedded.b), embedded.order, "{method:?}, embedded");
+                assert!(tableau.is_fsal() && tableau.n_weighted() + 1 == tableau.n_stages(), "{method:?}");
+            } else {
+                assert!(!tableau.is_fsal() && tableau.n_weighted() == tableau.n_stages(), "{method:?}");
+            }
         }
     }
 

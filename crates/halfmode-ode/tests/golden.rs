@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Ask, Problem};
-use halfmode_ode::{AdjointScaling, Method, MlpField, OdeOptions, OdePrecision, PeerScaler, Points, TimeInput};
+use halfmode_ode::{
+    AdjointScaling, Method, MlpField, OdeOptions, OdePrecision, PeerScaler, Points, StepControl, Steps, TimeInput,
+};
 use halfmode_precision::Precision;
 use halfmode_tensor::Device;
 use halfmode_testkit::{Golden, assert_close};
@@ -17,6 +19,7 @@ fn method(golden: &Golden) -> Method {
         (_, "midpoint") => Method::Midpoint,
         ("rampde", "rk4") => Method::Rk4,
         ("torchdiffeq", "rk4") => Method::Rk4ThreeEighths,
+        ("torchdiffeq", "dopri5") => Method::DormandPrince54,
         other => panic!("no method for {other:?}"),
     }
 }
@@ -40,7 +43,11 @@ fn problem(golden: &Golden) -> Problem<MlpField> {
 fn check(name: &str, precision: OdePrecision, (of_values, of_gradients): (f64, f64)) {
     let golden = Golden::load(name);
     let problem = problem(&golden);
-    let options = OdeOptions::new(precision).method(method(&golden)).scaling(AdjointScaling::UNSCALED);
+    let mut options = OdeOptions::new(precision).method(method(&golden)).scaling(AdjointScaling::UNSCALED);
+    let config = golden.fact("config");
+    if let (Some(rtol), Some(atol)) = (config["rtol"].as_f64(), config["atol"].as_f64()) {
+        options.steps = Steps::Adaptive(StepControl::new(rtol, atol));
+    }
     let len = problem.y0.1.len();
     let cotangents = golden.get("in/cotangent").1;
     let time_grad = golden.names("f64/grad_in/").any(|it| it == "t");
@@ -77,6 +84,16 @@ fn rampde_rk4_is_the_classical_method() {
 #[test]
 fn torchdiffeq_rk4_is_the_three_eighths_rule() {
     both("torchdiffeq_rk4");
+}
+
+/// The peer interpolates between its steps where this solve ends a step at every time point, so the two agree to what
+/// the tolerances of 1e-6 leave, in f64 too: to the peer's own difference between its two precisions, times four.
+#[test]
+fn torchdiffeq_dopri5_agrees_to_its_tolerance() {
+    let golden = Golden::load("torchdiffeq_dopri5");
+    for precision in [OdePrecision::double(), OdePrecision::full()] {
+        check("torchdiffeq_dopri5", precision, (golden.f32_tolerance("out"), golden.f32_tolerance("grad_max")));
+    }
 }
 
 #[test]
