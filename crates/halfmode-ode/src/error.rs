@@ -68,6 +68,14 @@ pub enum Error {
         /// The velocity's format.
         velocity: Precision,
     },
+    /// Not a single state fits into the budget.
+    #[error("a state takes {needs} bytes and the budget is {bytes}; give it at least one state")]
+    Budget {
+        /// The budget.
+        bytes: usize,
+        /// One state.
+        needs: usize,
+    },
     /// Tolerances are not finite or negative.
     #[error("rtol {rtol} and atol {atol} must be finite and not negative")]
     Tolerance {

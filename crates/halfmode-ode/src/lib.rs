@@ -3,6 +3,7 @@
 
 mod adaptive;
 mod adjoint;
+mod checkpoint;
 mod error;
 mod field;
 mod kernels;
@@ -17,6 +18,7 @@ mod tableau;
 mod time_channel;
 
 pub use adaptive::{StepControl, Steps};
+pub use checkpoint::{Storage, StoragePlan};
 pub use error::Error;
 pub use field::{Autonomous, VectorField};
 pub use mlp::{MlpField, TimeInput};

@@ -1,7 +1,7 @@
 //! The calls of a user.
 
 use crate::solve::{OdeSolve, Points};
-use crate::{AdjointScaling, Method, OdePrecision, Record, StepControl, Steps, VectorField};
+use crate::{AdjointScaling, Method, OdePrecision, Record, StepControl, Steps, Storage, VectorField};
 use halfmode_autograd::{Result, Tape, Var};
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ pub struct OdeOptions {
     pub steps: Steps,
     /// The precision of every quantity.
     pub precision: OdePrecision,
+    /// Which states wait for the way back.
+    pub storage: Storage,
     /// The adjoint's scale.
     pub scaling: AdjointScaling,
     /// Where to write what the solve did.
@@ -25,7 +27,8 @@ impl OdeOptions {
     #[must_use]
     pub fn new(precision: OdePrecision) -> Self {
         let scaling = AdjointScaling::natural(precision.velocity_storage());
-        OdeOptions { method: Method::default(), steps: Steps::Grid, precision, scaling, record: Record::default() }
+        let (method, steps, storage) = (Method::default(), Steps::Grid, Storage::Trajectory);
+        OdeOptions { method, steps, precision, storage, scaling, record: Record::default() }
     }
 
     /// The same with another method.
@@ -39,6 +42,12 @@ impl OdeOptions {
     pub fn adaptive(self, rtol: f64, atol: f64) -> Self {
         let steps = Steps::Adaptive(StepControl::new(rtol, atol));
         OdeOptions { method: Method::Tsitouras54, steps, ..self }
+    }
+
+    /// The same with other states kept.
+    #[must_use]
+    pub fn storage(self, storage: Storage) -> Self {
+        OdeOptions { storage, ..self }
     }
 
     /// The same with another scale of the adjoint.

@@ -2,6 +2,7 @@
 
 use crate::adaptive::Controller;
 use crate::adjoint::{Adjoint, Incoming};
+use crate::checkpoint::{Checkpoints, positions};
 use crate::step::{Needs, Span, State, Stepper};
 use crate::{Error, OdeOptions, Result, Steps, VectorField};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
@@ -31,8 +32,9 @@ pub enum Points {
 /// - outputs: the state at each time point asked for, in the precision of sums
 ///
 /// # Saved for backward
-/// The state before each step, in the precision `stored` (role `y`); parameters and times are shared. Stages are
-/// computed again, on a tape that lives for one step.
+/// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`](crate::Storage)
+/// allows (roles `high` and `low`); parameters and times are shared. Stages are computed again, on a tape that lives for
+/// one step.
 ///
 /// # Errors
 /// [`Error::Times`], [`Error::Velocity`], [`Error::NonFiniteVelocity`], and in backward [`Error::NonFiniteAdjoint`].
@@ -112,6 +114,13 @@ impl OdeSolve {
             Steps::Grid => None,
             Steps::Adaptive(it) => Some(Controller::new(it, self.options.method, &self.options.precision)?),
         };
+        let slots = self.options.storage.slots(y0.numel(), &self.options.precision)?;
+        let places = match (slots, &control) {
+            (None, _) => None,
+            (Some(slots), None) => Some(first_places(times.len() - 1, slots)),
+            // How many steps there will be is not known yet: the way back begins with the first state alone.
+            (Some(_), Some(_)) => Some(vec![0]),
+        };
         let mut outputs = Outputs::new();
         let mut saved = Saved::new(NAME);
         let mut state = stepper.begin(y0)?;
@@ -123,8 +132,19 @@ impl OdeSolve {
             let mut from = times[interval - 1];
             while (target - from) * direction > 0.0 {
                 if cx.save {
-                    let y = stepper.rounded(&state, self.options.precision.stored, Purpose::Saved)?;
-                    saved = saved.share(cx, "y", &y);
+                    saved = match &places {
+                        None => saved.share(
+                            cx,
+                            "y",
+                            &stepper.rounded(&state, self.options.precision.stored, Purpose::Saved)?,
+                        ),
+                        Some(places) if places.binary_search(&(grid.len() - 1)).is_ok() => {
+                            let kept = stepper.kept(&state)?;
+                            let saved = saved.share(cx, "high", &kept.high);
+                            kept.low.iter().fold(saved, |saved, low| saved.share(cx, "low", low))
+                        }
+                        Some(_) => saved,
+                    };
                 }
                 let span = Span { from, to: target };
                 let (span, next) = match &mut control {
@@ -162,6 +182,7 @@ impl OdeSolve {
         let t = if self.times.is_none() { Some(saved.take("t")?) } else { None };
         let times = self.times(t.as_ref())?;
         let (params, mut states) = (saved.take_all("param"), saved.take_all("y"));
+        let (high, low) = (saved.take_all("high"), saved.take_all("low"));
         let stepper = self.stepper(&cx.device, &params);
         let grid = match self.options.steps {
             Steps::Grid => times.clone(),
@@ -175,11 +196,25 @@ impl OdeSolve {
             Points::All => marks.binary_search(&point).ok(),
             Points::Last => (point == n_steps).then_some(0),
         };
+        let mut low = low.into_iter();
+        let kept: Vec<State> = high.into_iter().map(|high| State { high, low: low.next() }).collect();
+        let numel = kept.first().map_or(0, |state| state.high.numel());
+        let slots = self.options.storage.slots(numel, &self.options.precision)?.unwrap_or(1);
+        let places = if kept.len() > 1 { first_places(n_steps, slots) } else { vec![0] };
+        let kept: Vec<(usize, State)> = places.into_iter().zip(kept).collect();
+        let mut checkpoints = Checkpoints { stepper: &stepper, grid: &grid, slots, kept };
         let mut adjoint = Adjoint::new(&stepper, &self.options.scaling, needs, grid.len());
         for step in (0..n_steps).rev() {
             let cotangent = incoming(step + 1).and_then(|idx| grads.get_mut(idx)?.take());
             adjoint.add(Incoming { point: step + 1, cotangent })?;
-            let high = states.pop().ok_or(halfmode_autograd::Error::MissingRole { op: NAME, role: "y" })?;
+            let found = match states.pop() {
+                Some(high) => Some(high),
+                None => match checkpoints.state(step)? {
+                    Some(state) => Some(stepper.rounded(&state, self.options.precision.stored, Purpose::Activation)?),
+                    None => None,
+                },
+            };
+            let high = found.ok_or(halfmode_autograd::Error::MissingRole { op: NAME, role: "y" })?;
             adjoint.step(step, Span { from: grid[step], to: grid[step + 1] }, &State { high, low: None })?;
         }
         let cotangent = incoming(0).and_then(|idx| grads.get_mut(idx)?.take());
@@ -188,6 +223,11 @@ impl OdeSolve {
         let t_grad = t.is_some().then_some(t_grad);
         Ok(std::iter::once(y0).chain(t_grad).chain(params).collect())
     }
+}
+
+/// The steps before which the first sweep keeps a state.
+fn first_places(n_steps: usize, slots: usize) -> Vec<usize> {
+    std::iter::once(0).chain(positions(0, n_steps.saturating_sub(1), slots - 1)).collect()
 }
 
 /// Where the time points are in the grid of steps, both in one direction.

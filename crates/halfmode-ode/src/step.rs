@@ -101,6 +101,12 @@ impl Stepper<'_> {
         }
     }
 
+    /// The state in buffers of its own, counted as saved.
+    pub(crate) fn kept(&self, state: &State) -> Result<State> {
+        let low = state.low.as_ref().map(|low| low.copy(Purpose::Saved)).transpose()?;
+        Ok(State { high: state.high.copy(Purpose::Saved)?, low })
+    }
+
     /// The point at which stage `j` asks for a velocity, in the velocity's format.
     fn stage_input(&self, state: &State, h: f64, slopes: &[Tensor]) -> Result<Tensor> {
         let row = self.tableau.a[slopes.len()];
