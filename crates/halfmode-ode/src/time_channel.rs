@@ -57,9 +57,9 @@ impl Op for TimeChannel {
         let shape = with_channels(g.shape(), wide - 1);
         let (storage, accumulate) = (cx.policy.pointwise.storage, cx.policy.pointwise.accumulate);
         if !cx.device.launches() {
-            let gy = cx.device.alloc(shape, DType::real(storage), Purpose::Activation)?;
-            let gt = cx.device.alloc([1], DType::real(accumulate), Purpose::Grad)?;
-            return Ok(vec![needs[0].then_some(gy), needs[1].then_some(gt)]);
+            let gy = needs[0].then(|| cx.device.alloc(shape, DType::real(storage), Purpose::Activation));
+            let gt = needs[1].then(|| cx.device.alloc([1], DType::real(accumulate), Purpose::Grad));
+            return Ok(vec![gy.transpose()?, gt.transpose()?]);
         }
         with_real!(storage, R => {
             let values = g.to_vec::<R>()?;

@@ -92,3 +92,34 @@ fn a_budget_without_room_for_a_state_is_refused() {
     let said = tanh_problem(3).solve(&device, &options, LAST, &square).unwrap_err().to_string();
     assert!(said.contains("a state takes 8 bytes and the budget is 7"), "{said}");
 }
+
+/// A solve with its gradient on the planning device prices the same memory as the run on the CPU: peak by peak.
+#[test]
+fn the_planning_device_prices_a_step() {
+    let options = mixed(Precision::F16);
+    let cpu = Device::cpu(1).unwrap();
+    let peaks = [cpu.clone(), cpu.twin()].map(|device| {
+        let solve = |device: &Device| {
+            let problem = tanh_problem(9);
+            let policy = &options.precision.velocity;
+            let mut tape = Tape::new(Cx::new(device, policy));
+            let tensor = |values: &[f64], shape: &[usize], precision| {
+                Tensor::from_slice(device, values, shape, precision, Purpose::Param).unwrap()
+            };
+            let y0 = tape.leaf(tensor(&[1.0, -0.5], &[1, 2], Precision::F32));
+            let params: Vec<Tensor> =
+                problem.params.iter().map(|(shape, values)| tensor(values, shape, policy.weights)).collect();
+            let params: Vec<Var> = params.into_iter().map(|it| tape.leaf(it)).collect();
+            let y = odeint_last(&mut tape, &problem.field, &y0, Times::Fixed(&problem.times), &params, &options);
+            let y = y.unwrap();
+            let seed = tensor(&[1.0, 1.0], &[1, 2], Precision::F32);
+            drop((y0, params));
+            tape.backward_from(vec![(y, seed)], &mut |_, _| Ok(())).unwrap();
+            device.memory()
+        };
+        solve(&device)
+    });
+    for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
+        assert_eq!(run.peak, planned.peak, "{purpose}");
+    }
+}
