@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{ALL_AND_TIME, Problem, Solution, double, on_one_thread, tanh_problem};
+use common::{ALL_AND_TIME, Problem, Solution, double, on_one_thread, slope, tanh_problem};
 use halfmode_autograd::{Tape, Var};
 use halfmode_nn::{Gelu, Init, Linear, Module, ParamSpec};
 use halfmode_ode::{Autonomous, Method, MlpField, OdeOptions, VectorField};
@@ -146,5 +146,50 @@ fn any_module_is_a_field() {
         let sum: f64 = got.grad_t.iter().sum();
         let size: f64 = got.grad_t.iter().map(|it| it.abs()).sum();
         assert!(sum.abs() <= 1e-13 * size, "{sum} of {size}");
+    });
+}
+
+/// what a first-order expansion leaves falls with the square of the step, along states, weights, times and all.
+#[test]
+fn the_remainder_of_a_first_order_expansion_is_of_second_order() {
+    on_one_thread(|device| {
+        let problem = small_mlp(&[5, 2], vec![0.0, 0.2, 0.5, 0.6]);
+        let mut rng = Rng::new(7);
+        let cotangents = rng.normals(40);
+        let seed = |idx: usize, _: &[f64]| Some(cotangents[idx * 10..(idx + 1) * 10].to_vec());
+        let at = problem.solve(device, &double(), ALL_AND_TIME, &seed).unwrap();
+        let base = loss(&at.outputs, &cotangents);
+        // One direction for everything; times move little, so that they stay in order.
+        let of_y0 = rng.normals(10);
+        let of_t: Vec<f64> = rng.normals(4).into_iter().map(|it| 0.05 * it).collect();
+        let of_params: Vec<Vec<f64>> = problem.params.iter().map(|it| rng.normals(it.1.len())).collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        for (name, [y0, t, params]) in [
+            ("state", [1.0, 0.0, 0.0]),
+            ("times", [0.0, 1.0, 0.0]),
+            ("weights", [0.0, 0.0, 1.0]),
+            ("all", [1.0, 1.0, 1.0]),
+        ] {
+            let along = y0 * dot(&at.grad_y0, &of_y0)
+                + t * dot(&at.grad_t, &of_t)
+                + params * dot(&at.theta(), &of_params.concat());
+            let (mut zeroth, mut first) = (Vec::new(), Vec::new());
+            for k in 7..=14 {
+                let h = f64::from(-k).exp2();
+                let mut moved = problem.clone();
+                let shift = |x: &mut [f64], by: &[f64], part: f64| {
+                    x.iter_mut().zip(by).for_each(|(x, d)| *x += h * part * d);
+                };
+                shift(&mut moved.y0.1, &of_y0, y0);
+                shift(&mut moved.times, &of_t, t);
+                moved.params.iter_mut().zip(&of_params).for_each(|(it, by)| shift(&mut it.1, by, params));
+                let got = moved.solve(device, &double(), ALL_AND_TIME, &seed).unwrap();
+                let change = loss(&got.outputs, &cotangents) - base;
+                zeroth.push((1 << k, change.abs()));
+                first.push((1 << k, (change - h * along).abs()));
+            }
+            let (zeroth, first) = (-slope(&zeroth), -slope(&first));
+            assert!((zeroth - 1.0).abs() <= 0.05 && (first - 2.0).abs() <= 0.05, "{name}: {zeroth}, {first}");
+        }
     });
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{LAST, Problem, Solution, double, mixed, on_one_thread, slope, square, tanh_problem};
+use common::{LAST, Problem, Solution, double, linspace, mixed, on_one_thread, slope, square, tanh_problem};
 use halfmode_autograd::{Tape, Var};
 use halfmode_nn::Linear;
 use halfmode_ode::{AdjointScaling, Error, OdeOptions, OdePrecision, StateSum};
@@ -185,4 +185,23 @@ fn sums_below_their_terms_are_refused() {
         let said = problem.solve(&device, &options, LAST, &square).unwrap_err().to_string();
         assert!(said.contains("use f"), "{said}");
     }
+}
+
+/// over many turns of a harmonic oscillator the energy stays where the state is wide, and leaves where it is not.
+#[test]
+fn a_long_orbit_keeps_its_energy_where_the_state_is_wide() {
+    on_one_thread(|device| {
+        let drift = |n: usize, options: &OdeOptions| {
+            let field = |tape: &mut Tape, _: &Var, y: &Var, params: &[Var]| tape.apply(Linear, &[y, &params[0]]);
+            let params = vec![(vec![2, 2], vec![0.0, 1.0, -1.0, 0.0])];
+            let y0 = (vec![1, 2], vec![1.0, 0.0]);
+            let problem = Problem { field: Arc::new(field), params, y0, times: linspace(0.0, 10.0, n) };
+            let y = problem.forward(device, options);
+            (0.5 * (y[0] * y[0] + y[1] * y[1]) - 0.5).abs()
+        };
+        let (few, many) = (drift(100, &mixed(Precision::F16)), drift(10_000, &mixed(Precision::F16)));
+        assert!(few <= 5e-4 && many <= 1e-4, "{few:.2e}, {many:.2e}");
+        let lost = drift(10_000, &low(Precision::F16));
+        assert!(lost >= 2e-2, "an f16 state: {lost:.2e}");
+    });
 }
