@@ -33,6 +33,8 @@ pub(crate) struct Adjoint<'a> {
     needs: Needs,
     /// The gradient by the state at the point reached; `None`: zero.
     a: Option<Tensor>,
+    /// Its largest value, where that is known.
+    known: Option<f64>,
     params: Vec<Option<Tensor>>,
     times: Vec<f64>,
     n_steps: usize,
@@ -54,7 +56,18 @@ impl<'a> Adjoint<'a> {
             AdjointScaling::Peer => Rule::Peer(PeerScaler::new(velocity)),
         };
         let (params, times) = (vec![None; stepper.params.len()], vec![0.0; n_points]);
-        Adjoint { stepper, rule, needs, a: None, params, times, n_steps: n_points - 1, spoilt: None, last_scale: 1.0 }
+        Adjoint {
+            stepper,
+            rule,
+            needs,
+            a: None,
+            known: None,
+            params,
+            times,
+            n_steps: n_points - 1,
+            spoilt: None,
+            last_scale: 1.0,
+        }
     }
 
     fn sums(&self, purpose: Purpose) -> SumFormats {
@@ -78,6 +91,7 @@ impl<'a> Adjoint<'a> {
                 return Err(self.failure(incoming.point.saturating_sub(1), 0));
             }
         }
+        self.known = None;
         self.a = Some(match self.a.take() {
             // A copy, so that the caller's gradient stays as it is.
             None => self.stepper.device.combine(None, &[(1.0, &cotangent)], self.sums(Purpose::Activation))?,
@@ -91,7 +105,7 @@ impl<'a> Adjoint<'a> {
         if !self.rule.checks() {
             return Ok(Some(1.0));
         }
-        let largest = max_abs(a)?;
+        let largest = self.known.map_or_else(|| max_abs(a), Ok)?;
         if largest.is_finite() {
             return Ok(if largest > 0.0 || matches!(self.rule, Rule::Peer(_)) { Some(largest) } else { None });
         }
@@ -164,6 +178,7 @@ impl<'a> Adjoint<'a> {
         let (device, factor) = (self.stepper.device, h / scale);
         let terms: Vec<(f64, &Tensor)> = pullback.stages.iter().map(|w| (factor, w)).collect();
         self.a = Some(device.combine(Some(a), &terms, self.sums(Purpose::Activation))?);
+        self.known = None;
         let formats = self.sums(Purpose::Grad);
         for (sum, term) in self.params.iter_mut().zip(pullback.params) {
             let Some(term) = term else { continue };
@@ -181,6 +196,7 @@ impl<'a> Adjoint<'a> {
             return Ok(());
         }
         let largest = self.a.as_ref().map_or(Ok(0.0), max_abs)?;
+        self.known = Some(largest);
         match &mut self.rule {
             Rule::Dynamic(scaler) => scaler.accept(retries, largest),
             Rule::Peer(scaler) if retries == 0 && scaler.wants_growth(largest) => scaler.grow(),
