@@ -55,4 +55,13 @@ impl Saved {
         let idx = found.ok_or(Error::MissingRole { op: self.op, role })?;
         Ok(self.entries.remove(idx).tensor)
     }
+
+    /// Takes all tensors of this name out, in the order in which they were saved; none if there is none.
+    #[must_use]
+    pub fn take_all(&mut self, role: &'static str) -> Vec<Tensor> {
+        let entries = std::mem::take(&mut self.entries);
+        let (taken, left): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| entry.role == role);
+        self.entries = left;
+        taken.into_iter().map(|entry| entry.tensor).collect()
+    }
 }

@@ -21,6 +21,10 @@ fn root() -> PathBuf {
     if compiled.is_dir() { compiled } else { near.find(|it| it.is_dir()).unwrap_or(compiled) }
 }
 
+fn halves<T: Into<f64>>(data: &[u8], read: impl Fn([u8; 2]) -> T) -> Vec<f64> {
+    data.chunks_exact(2).map(|b| read(b.try_into().unwrap()).into()).collect()
+}
+
 impl Golden {
     /// Reads `tests/golden/NAME.safetensors` of the workspace; integers in it are left out.
     ///
@@ -42,6 +46,8 @@ impl Golden {
                 safetensors::Dtype::F32 => {
                     data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
                 }
+                safetensors::Dtype::F16 => halves(data, half::f16::from_le_bytes),
+                safetensors::Dtype::BF16 => halves(data, half::bf16::from_le_bytes),
                 other => panic!("{name}: {other:?} is not expected in a golden file"),
             };
             (name, (tensor.shape().to_vec(), values))

@@ -1,0 +1,50 @@
+//! The right-hand side of an ordinary differential equation.
+
+use halfmode_autograd::{Result, Tape, Var};
+use halfmode_nn::{Module, ParamSpec};
+
+/// The right-hand side `f` of `y' = f(t, y; params)`.
+///
+/// A closure of type `Fn(&mut Tape, &Var, &Var, &[Var]) -> Result<Var>` is one, too. The solver calls it on short
+/// tapes of its own, several times for the same point, so it must be a pure function: what it captures gets no
+/// gradient, and randomness drawn inside makes gradients wrong.
+pub trait VectorField {
+    /// Its parameters, in the order in which `velocity` expects them.
+    fn param_specs(&self) -> Vec<ParamSpec> {
+        Vec::new()
+    }
+
+    /// `dy/dt` at time `t`.
+    ///
+    /// # Shapes
+    /// - `t`: `[1]`, f64
+    /// - `y`: any shape, real, in the velocity's precision
+    /// - returns the shape of `y`
+    ///
+    /// # Errors
+    /// Those of its ops.
+    fn velocity(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var>;
+}
+
+impl<F> VectorField for F
+where
+    F: Fn(&mut Tape, &Var, &Var, &[Var]) -> Result<Var>,
+{
+    fn velocity(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var> {
+        self(tape, t, y, params)
+    }
+}
+
+/// A module as a field that does not depend on time: `y' = module(y)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Autonomous<M>(pub M);
+
+impl<M: Module> VectorField for Autonomous<M> {
+    fn param_specs(&self) -> Vec<ParamSpec> {
+        self.0.param_specs()
+    }
+
+    fn velocity(&self, tape: &mut Tape, _: &Var, y: &Var, params: &[Var]) -> Result<Var> {
+        self.0.forward(tape, params, &[y])
+    }
+}

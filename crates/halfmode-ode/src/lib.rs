@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod adaptive;
+mod adjoint;
+mod checkpoint;
+mod error;
+mod field;
+mod kernels;
+mod mlp;
+mod odeint;
+mod precision;
+mod record;
+mod scaling;
+mod solve;
+mod step;
+mod tableau;
+mod time_channel;
+
+pub use adaptive::{StepControl, Steps};
+pub use checkpoint::{Storage, StoragePlan};
+pub use error::Error;
+pub use field::{Autonomous, VectorField};
+pub use mlp::{MlpField, TimeInput};
+pub use odeint::{OdeOptions, Times, odeint, odeint_last};
+pub use precision::{OdePrecision, StateSum};
+pub use record::{Record, SolveRecord};
+pub use scaling::{AdjointScaler, AdjointScaling, PeerScaler, ScaleConfig};
+pub use solve::{OdeSolve, Points};
+pub use tableau::{Embedded, Method, Tableau};
+pub use time_channel::TimeChannel;
+
+/// The result of everything that can fail here.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,121 @@
+//! The calls of a user.
+
+use crate::solve::{OdeSolve, Points};
+use crate::{AdjointScaling, Method, OdePrecision, Record, StepControl, Steps, Storage, VectorField};
+use halfmode_autograd::{Result, Tape, Var};
+use std::sync::Arc;
+
+/// How to solve.
+#[derive(Clone, Debug)]
+pub struct OdeOptions {
+    /// The method.
+    pub method: Method,
+    /// Where steps begin and end.
+    pub steps: Steps,
+    /// The precision of every quantity.
+    pub precision: OdePrecision,
+    /// Which states wait for the way back.
+    pub storage: Storage,
+    /// The adjoint's scale.
+    pub scaling: AdjointScaling,
+    /// Where to write what the solve did.
+    pub record: Record,
+}
+
+impl OdeOptions {
+    /// The classical Runge-Kutta method in `precision`, with the adjoint scaling that the velocity's format needs.
+    #[must_use]
+    pub fn new(precision: OdePrecision) -> Self {
+        let scaling = AdjointScaling::natural(precision.velocity_storage());
+        let (method, steps, storage) = (Method::default(), Steps::Grid, Storage::Trajectory);
+        OdeOptions { method, steps, precision, storage, scaling, record: Record::default() }
+    }
+
+    /// The same with another method.
+    #[must_use]
+    pub fn method(self, method: Method) -> Self {
+        OdeOptions { method, ..self }
+    }
+
+    /// The same with Tsitouras' pair and steps that keep to these tolerances.
+    #[must_use]
+    pub fn adaptive(self, rtol: f64, atol: f64) -> Self {
+        let steps = Steps::Adaptive(StepControl::new(rtol, atol));
+        OdeOptions { method: Method::Tsitouras54, steps, ..self }
+    }
+
+    /// The same with other states kept.
+    #[must_use]
+    pub fn storage(self, storage: Storage) -> Self {
+        OdeOptions { storage, ..self }
+    }
+
+    /// The same with another scale of the adjoint.
+    #[must_use]
+    pub fn scaling(self, scaling: AdjointScaling) -> Self {
+        OdeOptions { scaling, ..self }
+    }
+}
+
+/// The time points of a solve, rising or falling.
+#[derive(Clone, Copy, Debug)]
+pub enum Times<'a> {
+    /// Known numbers, without gradient.
+    Fixed(&'a [f64]),
+    /// A variable `[n]`, f64, whose gradient is wanted. Its values are read from the device once.
+    Var(&'a Var),
+}
+
+fn solve<F: VectorField + 'static>(
+    tape: &mut Tape,
+    field: &Arc<F>,
+    y0: &Var,
+    times: Times<'_>,
+    params: &[Var],
+    (points, options): (Points, &OdeOptions),
+) -> Result<Vec<Var>> {
+    let field: Arc<dyn VectorField> = Arc::clone(field) as Arc<dyn VectorField>;
+    let (fixed, t) = match times {
+        Times::Fixed(times) => (Some(Arc::from(times)), None),
+        Times::Var(t) => (None, Some(t)),
+    };
+    let op = OdeSolve { field, times: fixed, points, options: options.clone() };
+    let inputs: Vec<&Var> = std::iter::once(y0).chain(t).chain(params).collect();
+    tape.apply_many(Box::new(op), &inputs)
+}
+
+/// Integrates `y' = field(t, y; params)` from `y0` at the first time and returns the state at every time point, the
+/// first included.
+///
+/// # Shapes
+/// - `y0`: any shape, real; the outputs have it, in the precision of sums
+///
+/// # Errors
+/// Those of [`OdeSolve`].
+pub fn odeint<F: VectorField + 'static>(
+    tape: &mut Tape,
+    field: &Arc<F>,
+    y0: &Var,
+    times: Times<'_>,
+    params: &[Var],
+    options: &OdeOptions,
+) -> Result<Vec<Var>> {
+    solve(tape, field, y0, times, params, (Points::All, options))
+}
+
+/// As [`odeint`], but returns the state at the last time only.
+///
+/// # Errors
+/// Those of [`OdeSolve`].
+pub fn odeint_last<F: VectorField + 'static>(
+    tape: &mut Tape,
+    field: &Arc<F>,
+    y0: &Var,
+    times: Times<'_>,
+    params: &[Var],
+    options: &OdeOptions,
+) -> Result<Var> {
+    let mut outputs = solve(tape, field, y0, times, params, (Points::Last, options))?;
+    let found = outputs.len();
+    outputs.pop().ok_or(halfmode_autograd::Error::Arity { op: "odeint", expected: 1, found })
+}
