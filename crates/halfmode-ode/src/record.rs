@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct SolveRecord {
     /// Steps taken.
     pub n_steps: usize,
+    /// Where steps began and ended, `n_steps + 1` times.
+    pub grid: Vec<f64>,
     /// Steps tried and rejected by step control.
     pub n_rejected: usize,
     /// Velocities computed, recomputation included.

@@ -158,7 +158,10 @@ impl OdeSolve {
                 outputs.push(stepper.rounded(&state, accumulate, Purpose::Activation)?);
             }
         }
-        self.options.record.note(|record| record.n_steps = grid.len() - 1);
+        self.options.record.note(|record| {
+            record.n_steps = grid.len() - 1;
+            record.grid.clone_from(&grid);
+        });
         if control.is_some() {
             let grid = Tensor::from_slice(&cx.device, &grid, [grid.len()], Precision::F64, Purpose::Saved)?;
             saved = saved.share(cx, "steps", &grid);

@@ -72,6 +72,12 @@ fn the_gradient_is_that_of_the_accepted_steps() {
             let problem = oscillating(vec![0.0, 1.5, 2.0]);
             let got = problem.solve(device, &adaptive(double(), method, 1e-5), ALL_AND_TIME, &square).unwrap();
             assert_eq!((got.outputs.len(), got.grad_t.len()), (3, 3));
+            let grid = got.record.grid.clone();
+            assert_eq!(grid.len(), got.record.n_steps + 1);
+            let of_output = |idx: usize, y: &[f64]| [0.0, 1.5, 2.0].contains(&grid[idx]).then(|| y.to_vec());
+            let again = oscillating(grid.clone()).solve(device, &double().method(method), ALL, &of_output).unwrap();
+            assert_eq!(again.last(), got.last(), "{method:?}");
+            assert!(again.grad_y0 == got.grad_y0 && again.grad_params == got.grad_params, "{method:?}");
             let moved = |which: usize, idx: usize, by: f64| {
                 let mut problem = oscillating(vec![0.0, 1.5, 2.0]);
                 match which {
