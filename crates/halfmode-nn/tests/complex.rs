@@ -121,7 +121,8 @@ fn check_precisions(device: &Device, shapes: &[Vec<usize>]) {
                 let (got, want) = (run(device, precision, &operands), f(&operands));
                 let sensitivities = sensitivity(&f, &operands, seed as u64);
                 assert_eq!(got.len(), want.len());
-                let first_grad = got.len() - extents.len();
+                // Gradients of field, weight and bias come last.
+                let first_grad = got.len() - 3;
                 for idx in 0..got.len() {
                     // What is kept for backward and the result are rounded; sums are over all rows.
                     let n_terms = 4 * operands[0].len();

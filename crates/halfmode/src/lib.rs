@@ -6,6 +6,7 @@ pub use halfmode_contract as contract;
 pub use halfmode_data as data;
 pub use halfmode_fft as fft;
 pub use halfmode_nn as nn;
+pub use halfmode_ode as ode;
 pub use halfmode_operators as operators;
 pub use halfmode_precision as precision;
 pub use halfmode_tensor as tensor;
