@@ -98,7 +98,7 @@ fn gradients_are_those_of_differences() {
     let cotangent = rng.normals(problem.y0.len());
     let grads = problem.solve(OdePrecision::double(), Some(&cotangent)).grads;
     // Parameters are the first leaves, the state is the last.
-    for which in 0..grads.len() {
+    for (which, grad) in grads.iter().enumerate() {
         let is_state = which == problem.params.len();
         let len = if is_state { problem.y0.len() } else { problem.params[which].len() };
         let direction = rng.normals(len);
@@ -109,8 +109,8 @@ fn gradients_are_those_of_differences() {
             values.iter_mut().zip(&direction).for_each(|(value, d)| *value += by * d);
             dot(&moved.solve(OdePrecision::double(), None).y, &cotangent)
         };
-        let (got, want) = (dot(&grads[which], &direction), (moved(h) - moved(-h)) / (2.0 * h));
-        let size = grads[which].iter().map(|it| it * it).sum::<f64>().sqrt() * (len as f64).sqrt();
+        let (got, want) = (dot(grad, &direction), (moved(h) - moved(-h)) / (2.0 * h));
+        let size = grad.iter().map(|it| it * it).sum::<f64>().sqrt() * (len as f64).sqrt();
         assert!((got - want).abs() <= 1e-7 * size.max(1e-3), "input {which}: {got} for {want}");
     }
 }
