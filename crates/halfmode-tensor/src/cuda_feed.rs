@@ -115,7 +115,7 @@ mod tests {
         let device = Device::meta(Target::Cuda);
         let mut feed = Feed::new(&device, 6).unwrap();
         assert_eq!(device.memory().total.live, 2 * 6 * 4);
-        let mut tensor = |len: usize| device.alloc([len], DType::real(Precision::F32), Purpose::Data).unwrap();
+        let tensor = |len: usize| device.alloc([len], DType::real(Precision::F32), Purpose::Data).unwrap();
         let (mut x, mut y, mut z) = (tensor(4), tensor(2), tensor(3));
         let is_refused = |outcome: Result<()>, why: &str| match outcome {
             Err(Error::Feed { problem }) => problem.contains(why),
