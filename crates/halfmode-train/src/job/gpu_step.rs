@@ -61,9 +61,8 @@ impl GpuStep {
         self.feed.clear();
     }
 
-    /// Sends samples to the device.
+    /// Sends samples that are there to the device.
     fn send(&mut self, [x, y]: [&HostFields; 2], indices: &[usize]) -> Result<(), JobError> {
-        x.check(indices)?;
         let n = indices.len();
         self.feed.send(n * (x.len() + y.len()), |to| {
             let (to_x, to_y) = to.split_at_mut(n * x.len());
@@ -139,6 +138,9 @@ impl Trainer {
         self.optimizer.set_guarded(self.loss_scale(), scaler, self.config.train.clip_grad_norm)?;
 
         let Some(samples) = self.train.on_host() else { return Err(halfmode_tensor::Error::NotOnGpu.into()) };
+        // Before anything is launched: a step that was launched is booked.
+        samples[0].check(indices)?;
+        samples[0].check(next)?;
         let (device, records) = (self.device.clone(), gpu.records);
         let Batch { x, y, progress, .. } = gpu.receive(samples, indices)?;
         let mut observed = Vec::new();

@@ -45,11 +45,13 @@ impl HostFields {
     /// The samples of these indices on the device.
     pub(crate) fn batch(&self, indices: &[usize]) -> Result<Tensor, JobError> {
         let mut batch = self.unwritten(indices.len())?;
-        batch.copy_from_slice(&self.values(indices)?)?;
+        if self.device.launches() {
+            batch.copy_from_slice(&self.values(indices)?)?;
+        }
         Ok(batch)
     }
 
-    /// The samples of these indices, one after another; zeros on the planning device.
+    /// The samples of these indices, one after another.
     pub(crate) fn values(&self, indices: &[usize]) -> Result<Vec<f32>, JobError> {
         self.check(indices)?;
         let mut values = vec![0.0; indices.len() * self.len()];
@@ -69,9 +71,7 @@ impl HostFields {
     pub(crate) fn write(&self, indices: &[usize], to: &mut [f32]) {
         let len = self.len();
         for (to, &index) in to.chunks_exact_mut(len.max(1)).zip(indices) {
-            if let Some(sample) = self.values.get(index * len..(index + 1) * len) {
-                to.copy_from_slice(sample);
-            }
+            to.copy_from_slice(&self.values[index * len..(index + 1) * len]);
         }
     }
 }

@@ -241,7 +241,8 @@ impl Trainer {
     /// which something is not finite leaves the weights alone and is counted.
     ///
     /// # Errors
-    /// [`JobError::Diverged`] when nothing is left to adapt; those of memory.
+    /// [`JobError::Diverged`] when nothing is left to adapt; those of memory; on a GPU also more samples than a batch of
+    /// the configuration has.
     pub fn step(&mut self, indices: &[usize]) -> Result<StepRecord, JobError> {
         self.step_before(indices, &[])
     }
