@@ -15,7 +15,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<(), Error> {
     let which: &[&str] = match device {
         // Bench targets only: the test harness of the library would not know our options.
         Device::Cpu => &["--bench", "*"],
-        Device::Cuda => &["--features", "cuda", "--bench", "gpu_step"],
+        Device::Cuda => &["--features", "cuda", "--bench", "gpu_step", "--bench", "gpu_ode"],
     };
     let status = Command::new(&cargo)
         .args(["bench", "--package", "halfmode-benches"])

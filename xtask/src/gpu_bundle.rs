@@ -20,12 +20,13 @@ const TESTS: &[(&str, &str, Option<&str>)] = &[
     ("halfmode-nn", "complex", Some("cuda")),
     ("halfmode-operators", "golden", Some("cuda")),
     ("halfmode-nn", "tf32", Some("cuda")),
+    ("halfmode-ode", "gpu", Some("cuda")),
     ("halfmode-train", "cuda", Some("cuda")),
     ("halfmode-train", "cuda_losses", Some("cuda")),
     ("halfmode-train", "cuda_job", Some("cuda")),
     ("halfmode-train", "cuda_graph", Some("cuda")),
 ];
-const BENCHES: [&str; 3] = ["step", "transform", "gpu_step"];
+const BENCHES: [&str; 4] = ["step", "transform", "gpu_step", "gpu_ode"];
 
 /// Ignored by git.
 const FOLDER: &str = "gpu-bundle";

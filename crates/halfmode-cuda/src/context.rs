@@ -328,6 +328,12 @@ impl Context {
         memory.capturing
     }
 
+    /// Whether launches are recorded into a graph at present: the host must not wait for the device then.
+    #[must_use]
+    pub fn is_recording(&self) -> bool {
+        self.memory().capturing.is_some()
+    }
+
     /// Where bytes for this address may be copied from the host at once: on the stream of the launches, or while
     /// they are recorded on the other. `None` for memory of the graph that is being recorded, which every replay
     /// writes to in its turn.

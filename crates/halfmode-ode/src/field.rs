@@ -14,6 +14,11 @@ pub trait VectorField {
         Vec::new()
     }
 
+    /// The perceptron that this field is, where it is one: a GPU has kernels that keep it through whole steps.
+    fn as_mlp(&self) -> Option<&crate::MlpField> {
+        None
+    }
+
     /// `dy/dt` at time `t`.
     ///
     /// # Shapes
@@ -24,6 +29,15 @@ pub trait VectorField {
     /// # Errors
     /// Those of its ops.
     fn velocity(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var>;
+
+    /// As [`VectorField::velocity`], with the time as a number of the host, too, for fields that choose by it: reading
+    /// it off a GPU would make the host wait. This is what solvers call.
+    ///
+    /// # Errors
+    /// Those of its ops.
+    fn velocity_at(&self, tape: &mut Tape, _time: f64, t: &Var, y: &Var, params: &[Var]) -> Result<Var> {
+        self.velocity(tape, t, y, params)
+    }
 }
 
 impl<F> VectorField for F

@@ -93,6 +93,13 @@ impl StepKernels for Device {
     fn combine(&self, base: Option<&Tensor>, terms: &[(f64, &Tensor)], formats: SumFormats) -> Result<Tensor> {
         let SumFormats { sums, to, purpose } = formats;
         let (factors, mut inputs): (Vec<f64>, Vec<&Tensor>) = terms.iter().filter(|it| it.0 != 0.0).copied().unzip();
+        #[cfg(feature = "cuda")]
+        if matches!(self.target(), halfmode_tensor::Target::Cuda) {
+            let terms: Vec<(f64, &Tensor)> = factors.iter().copied().zip(inputs.iter().copied()).collect();
+            if crate::state_cuda::combines(base, &terms, formats) {
+                return crate::state_cuda::combine(self, base, &terms, formats);
+            }
+        }
         inputs.extend(base);
         if !self.is_cpu() || inputs.is_empty() {
             return Composed.combine(base, terms, formats);
@@ -117,6 +124,10 @@ pub(crate) fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
 pub(crate) fn max_abs(x: &Tensor) -> Result<f64> {
     if !x.device().launches() {
         return Ok(1.0);
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(cuda) = x.device().as_cuda() {
+        return crate::state_cuda::largest(cuda, x);
     }
     let largest = |largest: f64, x: f64| if x.is_finite() { largest.max(x.abs()) } else { f64::INFINITY };
     Ok(x.to_vec::<f64>()?.into_iter().fold(0.0, largest))

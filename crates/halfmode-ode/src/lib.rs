@@ -8,11 +8,15 @@ mod error;
 mod field;
 mod kernels;
 mod mlp;
+#[cfg(feature = "cuda")]
+mod mlp_solve;
 mod odeint;
 mod precision;
 mod record;
 mod scaling;
 mod solve;
+#[cfg(feature = "cuda")]
+mod state_cuda;
 mod step;
 mod tableau;
 mod time_channel;

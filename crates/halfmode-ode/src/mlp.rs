@@ -40,6 +40,10 @@ impl VectorField for MlpField {
         specs
     }
 
+    fn as_mlp(&self) -> Option<&MlpField> {
+        Some(self)
+    }
+
     fn velocity(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var> {
         let mut x = match self.time {
             TimeInput::None => y.clone(),

@@ -74,7 +74,7 @@ impl Default for ScaleConfig {
 /// Tries that take one bit off the scale each; later ones take 2, 4, 8, …
 const SINGLE_BITS: u32 = 8;
 /// Bits above the smallest normal number below which the scale grows without waiting.
-const MARGIN_BITS: i32 = 10;
+pub(crate) const MARGIN_BITS: i32 = 10;
 
 /// Chooses the scale of each step of an adjoint sweep: a power of two, so that scaling is exact.
 ///

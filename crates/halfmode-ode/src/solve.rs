@@ -109,6 +109,10 @@ impl OdeSolve {
         }
         let times = self.times(t)?;
         check_times(&times)?;
+        #[cfg(feature = "cuda")]
+        if let Some(solve) = crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, y0) {
+            return solve.run(cx, y0, &times);
+        }
         let (stepper, accumulate) = (self.stepper(&cx.device, &params), self.options.precision.accumulate);
         let mut control = match self.options.steps {
             Steps::Grid => None,
@@ -185,6 +189,17 @@ impl OdeSolve {
         let t = if self.times.is_none() { Some(saved.take("t")?) } else { None };
         let times = self.times(t.as_ref())?;
         let (params, mut states) = (saved.take_all("param"), saved.take_all("y"));
+        #[cfg(feature = "cuda")]
+        {
+            let states = saved.take_all("row_states");
+            if let Some(solve) =
+                states.first().and_then(|y| crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, y))
+            {
+                let needs_params = needs.get(1..).is_some_and(|it| it.contains(&true));
+                let (y0, params) = solve.pull_back(states, &times, grads, needs_params)?;
+                return Ok(std::iter::once(y0).chain(params).collect());
+            }
+        }
         let (high, low) = (saved.take_all("high"), saved.take_all("low"));
         let stepper = self.stepper(&cx.device, &params);
         let grid = match self.options.steps {
@@ -248,7 +263,11 @@ fn marks(grid: &[f64], times: &[f64]) -> Vec<usize> {
 fn advance(stepper: &Stepper<'_>, state: &State, span: Span, (step, n_steps): (usize, usize)) -> Result<State> {
     let slopes = stepper.slopes(span, state, None)?;
     let next = stepper.advance(state, span.length(), &slopes)?;
-    if next.high.all_finite() { Ok(next) } else { Err(Error::NonFiniteVelocity { step, n_steps, time: span.from }) }
+    if stepper.is_finite(&next.high) {
+        Ok(next)
+    } else {
+        Err(Error::NonFiniteVelocity { step, n_steps, time: span.from })
+    }
 }
 
 impl Op for OdeSolve {

@@ -73,11 +73,25 @@ impl Stepper<'_> {
         SumFormats::new(self.precision.accumulate, to)
     }
 
+    /// Whether a tensor is finite. While a step is recorded on a GPU the host cannot know: what is not finite arrives in
+    /// the outputs and gradients, where a guarded optimiser finds it.
+    pub(crate) fn is_finite(&self, x: &Tensor) -> bool {
+        #[cfg(feature = "cuda")]
+        if self.device.as_cuda().is_some_and(|cuda| cuda.context().is_recording()) {
+            return true;
+        }
+        x.all_finite()
+    }
+
     fn cx(&self, save: bool) -> Cx {
         Cx { device: self.device.clone(), policy: Arc::clone(&self.precision.velocity), save }
     }
 
     fn time(&self, t: f64) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = self.device.as_cuda() {
+            return crate::state_cuda::time(cuda, self.device, t);
+        }
         Ok(Tensor::from_slice(self.device, &[t], [1], Precision::F64, Purpose::Activation)?)
     }
 
@@ -148,7 +162,7 @@ impl Stepper<'_> {
             let params: Vec<Var> = self.params.iter().map(|it| tape.constant(it.clone())).collect();
             let input = self.stage_input(state, span.length(), &slopes)?;
             let (y, t) = (tape.constant(input), tape.constant(self.time(span.at(node))?));
-            let slope = self.field.velocity(&mut tape, &t, &y, &params)?;
+            let slope = self.field.velocity_at(&mut tape, span.at(node), &t, &y, &params)?;
             self.checked(state, &slope)?;
             slopes.push(slope.into_value());
         }
@@ -187,7 +201,7 @@ impl Stepper<'_> {
                 false => tape.constant(it.clone()),
             };
             let params: Vec<Var> = self.params.iter().map(|it| one(&mut tape, it)).collect();
-            let slope = self.field.velocity(&mut tape, &t, &y, &params)?;
+            let slope = self.field.velocity_at(&mut tape, span.at(node), &t, &y, &params)?;
             self.checked(state, &slope)?;
             out.slopes.push(slope.value().clone());
             out.stages.push((tape, slope));

@@ -15,7 +15,7 @@ use smallvec::smallvec;
 /// Nothing.
 ///
 /// # Errors
-/// Those of reading the tensors. A GPU moves the values through the host: it has no kernel of its own yet.
+/// Those of reading the tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct TimeChannel;
 
@@ -38,6 +38,12 @@ impl Op for TimeChannel {
         let [y, t] = self.expect_inputs(inputs)?;
         let c = y.shape().last().copied().unwrap_or(1);
         let (shape, storage) = (with_channels(y.shape(), c + 1), cx.policy.pointwise.storage);
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = cx.device.as_cuda() {
+            let mut out = cx.device.alloc_unwritten(shape, DType::real(storage), Purpose::Activation)?;
+            crate::state_cuda::append_time(cuda, y, t, &mut out).map_err(|err| err.in_op(self.name()))?;
+            return Ok((smallvec![out], Saved::new(self.name())));
+        }
         let out = if cx.device.launches() {
             with_real!(storage, R => {
                 let (values, time) = (y.to_vec::<R>()?, t.to_vec::<R>()?);
@@ -56,6 +62,23 @@ impl Op for TimeChannel {
         let wide = g.shape().last().copied().unwrap_or(1);
         let shape = with_channels(g.shape(), wide - 1);
         let (storage, accumulate) = (cx.policy.pointwise.storage, cx.policy.pointwise.accumulate);
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = cx.device.as_cuda() {
+            let unwritten =
+                |shape: Shape, precision, purpose| cx.device.alloc_unwritten(shape, DType::real(precision), purpose);
+            let mut grads = vec![None, None];
+            if needs[0] {
+                let mut gy = unwritten(shape, storage, Purpose::Activation)?;
+                crate::state_cuda::drop_time(cuda, &g, &mut gy).map_err(|err| err.in_op(self.name()))?;
+                grads[0] = Some(gy);
+            }
+            if needs[1] {
+                let mut gt = unwritten(Shape::from([1]), accumulate, Purpose::Grad)?;
+                crate::state_cuda::sum_time(cuda, &g, &mut gt).map_err(|err| err.in_op(self.name()))?;
+                grads[1] = Some(gt);
+            }
+            return Ok(grads);
+        }
         if !cx.device.launches() {
             let gy = needs[0].then(|| cx.device.alloc(shape, DType::real(storage), Purpose::Activation));
             let gt = needs[1].then(|| cx.device.alloc([1], DType::real(accumulate), Purpose::Grad));

@@ -10,6 +10,8 @@ mod loss;
 mod metrics;
 mod optim;
 pub mod pictures;
+#[cfg(feature = "cuda")]
+mod recorded_step;
 mod schedule;
 
 pub use atomic::{atomic_write, atomic_write_with};
@@ -18,6 +20,8 @@ pub use error::{Corruption, Error};
 pub use loss::{H1Loss, LpLoss, Reduction, relative_h1, relative_l2};
 pub use metrics::{MetricsLog, read_metrics};
 pub use optim::{AdamW, AdamWConfig, AdamWKind, GradStats, Moments, clip_factor, grad_stats};
+#[cfg(feature = "cuda")]
+pub use recorded_step::{RecordedStep, StepOutcome};
 pub use schedule::{Schedule, Scheduler, SchedulerState};
 
 /// The result of everything that can fail here.

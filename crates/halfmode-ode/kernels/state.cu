@@ -1,0 +1,65 @@
+// archs: sm_80 sm_90a
+// variants: S=f16,R=f16,T=f16,A=f32,N=4,BASE=0 S=f32,R=f16,T=f16,A=f32,N=3,BASE=1 S=f32,R=bf16,T=f32,A=f32,N=4,BASE=1
+//   S=f64,R=f64,T=f64,A=f64,N=2,BASE=1
+//
+// What a solver does to whole states: sums over stages, time as one more channel, the largest value.
+#include "halfmode.cuh"
+
+struct Terms {
+    const R* at[8];
+    A factor[8];
+};
+
+// base + sum_j factor_j term_j: the sum first, then one addition, in A, rounded once.
+__device__ __forceinline__ void combine_all(const S* base, const Terms& terms, T* out, long long n) {
+    for (long long i = grid_start(); i < n; i += grid_stride()) {
+        A sum = terms.factor[0] * widen<A>(terms.at[0][i]);
+#pragma unroll
+        for (int j = 1; j < N; ++j) sum += terms.factor[j] * widen<A>(terms.at[j][i]);
+        if (BASE) sum += widen<A>(base[i]);
+        out[i] = narrow<T>(sum);
+    }
+}
+
+extern "C" __global__ void combine(const S* base, const R* t0, const R* t1, const R* t2, const R* t3, const R* t4,
+                                   const R* t5, const R* t6, const R* t7, f64 f0, f64 f1, f64 f2, f64 f3, f64 f4, f64 f5,
+                                   f64 f6, f64 f7, T* out, long long n) {
+    Terms terms = {{t0, t1, t2, t3, t4, t5, t6, t7}, {A(f0), A(f1), A(f2), A(f3), A(f4), A(f5), A(f6), A(f7)}};
+    combine_all(base, terms, out, n);
+}
+
+extern "C" __global__ void set(T* out, f64 value) { out[0] = narrow<T>(value); }
+
+// [rows, channels] with the time appended, and back.
+extern "C" __global__ void append_time(const S* y, const R* time, T* out, long long rows, int channels) {
+    T last = narrow<T>(widen<A>(time[0]));
+    for (long long i = grid_start(); i < rows * (channels + 1); i += grid_stride()) {
+        int channel = int(i % (channels + 1));
+        out[i] = channel == channels ? last : narrow<T>(widen<A>(y[i / (channels + 1) * channels + channel]));
+    }
+}
+
+extern "C" __global__ void drop_time(const S* grad, T* out, long long rows, int channels) {
+    for (long long i = grid_start(); i < rows * channels; i += grid_stride())
+        out[i] = narrow<T>(widen<A>(grad[i / channels * (channels + 1) + i % channels]));
+}
+
+// The gradient of the time: one block.
+extern "C" __global__ void sum_time(const S* grad, T* out, long long rows, int channels) {
+    f64 sum = 0;
+    for (long long row = threadIdx.x; row < rows; row += 256) sum += widen<f64>(grad[row * (channels + 1) + channels]);
+    sum = block_sum<256>(sum);
+    if (threadIdx.x == 0) out[0] = narrow<T>(sum);
+}
+
+// The largest absolute value, as a positive float's bits grow with it; infinite if a value is not finite. `out` begins
+// as zero.
+extern "C" __global__ void largest(const S* x, int* out, long long n) {
+    f32 most = 0;
+    for (long long i = grid_start(); i < n; i += grid_stride()) {
+        f32 value = fabsf(widen<f32>(x[i]));
+        most = value <= 3.402823466e38f ? fmaxf(most, value) : __int_as_float(0x7f800000);
+    }
+    for (int other = 16; other > 0; other /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, other));
+    if (threadIdx.x % 32 == 0) atomicMax(out, __float_as_int(most));
+}
