@@ -2,91 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod common;
+mod tuples;
 
 use common::{double, linspace, mixed, on_one_thread};
 use halfmode_autograd::{Cx, LeafId, Result, Tape, Var};
 use halfmode_nn::{Add, ChannelBias, Linear, Tanh};
 use halfmode_ode::{
     AdjointScaling, Method, MlpField, OdeOptions, StateSum, StepControl, Steps, Storage, TimeChannel, TimeInput, Times,
-    TupleField, odeint, odeint_tuple,
+    odeint,
 };
 use halfmode_precision::Precision;
-use halfmode_tensor::{Device, Purpose, Tensor};
+use halfmode_tensor::{Purpose, Tensor};
 use halfmode_testkit::{Rng, rel_l2};
 use std::sync::Arc;
-
-type Array = (Vec<usize>, Vec<f64>);
-
-/// What a solve of a tuple gave: outputs by point and leaf, then gradients by leaf, time and parameter.
-#[derive(Clone, Debug, PartialEq)]
-struct Solution {
-    outputs: Vec<Vec<Vec<f64>>>,
-    grads: Vec<Vec<f64>>,
-}
-
-fn tensor(device: &Device, (shape, values): &Array, precision: Precision) -> Tensor {
-    Tensor::from_slice(device, values, shape.clone(), precision, Purpose::Param).unwrap()
-}
-
-/// Leaves, times and parameters of a problem, in the order of its gradients.
-#[derive(Clone)]
-struct Problem {
-    leaves: Vec<Array>,
-    times: Vec<f64>,
-    params: Vec<Array>,
-}
-
-impl Problem {
-    /// All inputs of the solve in a row.
-    fn input(&mut self, idx: usize) -> &mut Vec<f64> {
-        let n = self.leaves.len();
-        match idx {
-            _ if idx < n => &mut self.leaves[idx].1,
-            _ if idx == n => &mut self.times,
-            _ => &mut self.params[idx - n - 1].1,
-        }
-    }
-
-    fn solve<F: TupleField + 'static>(
-        &self,
-        device: &Device,
-        field: &Arc<F>,
-        options: &OdeOptions,
-        cotangents: &[f64],
-    ) -> Result<Solution> {
-        let policy = &options.precision.velocity;
-        let accumulate = options.precision.accumulate;
-        let mut tape = Tape::new(Cx::new(device, policy));
-        let y0: Vec<Var> = self.leaves.iter().map(|it| tape.leaf(tensor(device, it, accumulate))).collect();
-        let t = tape.leaf(tensor(device, &(vec![self.times.len()], self.times.clone()), Precision::F64));
-        let params: Vec<Var> = self.params.iter().map(|it| tape.leaf(tensor(device, it, policy.weights))).collect();
-        let states = odeint_tuple(&mut tape, field, &y0, Times::Var(&t), &params, options)?;
-        let n_inputs = y0.len() + 1 + params.len();
-        drop((y0, t, params));
-        let outputs: Vec<Vec<Vec<f64>>> =
-            states.iter().map(|state| state.iter().map(|it| it.value().to_vec().unwrap()).collect()).collect();
-        let mut rest = cotangents;
-        let mut seeds = Vec::new();
-        for output in states.into_iter().flatten() {
-            let (own, left) = rest.split_at(output.value().numel());
-            rest = left;
-            if own.iter().any(|it| *it != 0.0) {
-                let seed = tensor(device, &(output.value().shape().to_vec(), own.to_vec()), accumulate);
-                seeds.push((output, seed));
-            }
-        }
-        let mut grads = vec![Vec::new(); n_inputs];
-        tape.backward_from(seeds, &mut |LeafId(idx), grad| {
-            grads[idx] = grad.to_vec::<f64>()?;
-            Ok(())
-        })?;
-        Ok(Solution { outputs, grads })
-    }
-
-    fn n_outputs(&self) -> usize {
-        self.times.len() * self.leaves.iter().map(|it| it.1.len()).sum::<usize>()
-    }
-}
+use tuples::{Array, Problem, tensor};
 
 /// `W_2 tanh(W_1 [y, t] + V s + b) + c` for `y` of two channels and the same hidden layer for `s` of one.
 fn coupled(tape: &mut Tape, t: &Var, y: &[Var], params: &[Var]) -> Result<Vec<Var>> {
@@ -126,29 +55,7 @@ fn gradients_of_a_tuple_are_those_of_finite_differences() {
             let options = double().method(method);
             let problem = problem(5, times);
             let cotangents = Rng::new(12).normals(problem.n_outputs());
-            let field = Arc::new(coupled);
-            let at = problem.solve(device, &field, &options, &cotangents).unwrap();
-            let loss = |problem: &Problem| -> f64 {
-                let outputs = problem.solve(device, &field, &options, &cotangents).unwrap().outputs;
-                outputs.iter().flatten().flatten().zip(&cotangents).map(|(y, c)| y * c).sum()
-            };
-            for (input, got) in at.grads.iter().enumerate() {
-                let want: Vec<f64> = (0..got.len())
-                    .map(|idx| {
-                        let shifted = |sign: f64| {
-                            let mut moved = problem.clone();
-                            let x = &mut moved.input(input)[idx];
-                            let h = 1e-6 * x.abs().max(1.0);
-                            *x += sign * h;
-                            (loss(&moved), h)
-                        };
-                        let ((up, h), (down, _)) = (shifted(1.0), shifted(-1.0));
-                        (up - down) / (2.0 * h)
-                    })
-                    .collect();
-                let error = rel_l2(got, &want);
-                assert!(error <= 1e-7, "{method:?}, input {input}: {error:.2e}");
-            }
+            problem.check_differences(device, &Arc::new(coupled), (&options, 1e-7), &cotangents);
         }
     });
 }
