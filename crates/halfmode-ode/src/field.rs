@@ -25,6 +25,15 @@ pub trait VectorField {
     /// # Errors
     /// Those of its ops.
     fn velocity(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var>;
+
+    /// As [`VectorField::velocity`], with the time as a number of the host, too, for fields that choose by it: reading
+    /// it off a GPU would make the host wait. This is what solvers call.
+    ///
+    /// # Errors
+    /// Those of its ops.
+    fn velocity_at(&self, tape: &mut Tape, _time: f64, t: &Var, y: &Var, params: &[Var]) -> Result<Var> {
+        self.velocity(tape, t, y, params)
+    }
 }
 
 impl<F> VectorField for F
@@ -93,10 +102,17 @@ pub enum Field {
 }
 
 impl Field {
-    pub(crate) fn velocities(&self, tape: &mut Tape, t: &Var, y: &[Var], params: &[Var]) -> Result<Vec<Var>> {
+    pub(crate) fn velocities(
+        &self,
+        tape: &mut Tape,
+        time: f64,
+        t: &Var,
+        y: &[Var],
+        params: &[Var],
+    ) -> Result<Vec<Var>> {
         match (self, y) {
             (Field::Tuple(field), _) => field.velocities(tape, t, y, params),
-            (Field::Single(field), [y]) => Ok(vec![field.velocity(tape, t, y, params)?]),
+            (Field::Single(field), [y]) => Ok(vec![field.velocity_at(tape, time, t, y, params)?]),
             (Field::Single(_), _) => Err(halfmode_autograd::Error::Arity { op: "odeint", expected: 1, found: y.len() }),
         }
     }

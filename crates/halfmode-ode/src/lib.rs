@@ -4,6 +4,8 @@
 mod adaptive;
 mod adjoint;
 mod checkpoint;
+mod conv_field;
+mod conv_node;
 mod error;
 mod field;
 mod kernels;
@@ -20,6 +22,8 @@ mod time_channel;
 
 pub use adaptive::{StepControl, Steps};
 pub use checkpoint::{Storage, StoragePlan};
+pub use conv_field::ConvField;
+pub use conv_node::{ConvNode, classes};
 pub use error::Error;
 pub use field::{Autonomous, Field, TupleField, VectorField};
 pub use mlp::{MlpField, TimeInput};

@@ -177,7 +177,7 @@ impl Stepper<'_> {
             let inputs = self.stage_input(state, span.length(), &slopes)?;
             let y: Vec<Var> = inputs.into_iter().map(|it| tape.constant(it)).collect();
             let t = tape.constant(self.time(span.at(node))?);
-            let slope = self.field.velocities(&mut tape, &t, &y, &params)?;
+            let slope = self.field.velocities(&mut tape, span.at(node), &t, &y, &params)?;
             self.checked(state, &slope)?;
             slopes.push(slope.into_iter().map(Var::into_value).collect());
         }
@@ -218,7 +218,7 @@ impl Stepper<'_> {
                 false => tape.constant(it.clone()),
             };
             let params: Vec<Var> = self.params.iter().map(|it| one(&mut tape, it)).collect();
-            let slope = self.field.velocities(&mut tape, &t, &y, &params)?;
+            let slope = self.field.velocities(&mut tape, span.at(node), &t, &y, &params)?;
             self.checked(state, &slope)?;
             out.slopes.push(slope.iter().map(|it| it.value().clone()).collect());
             out.stages.push((tape, slope));
