@@ -24,6 +24,22 @@ pub enum Error {
         /// What it got.
         found: Shape,
     },
+    /// A kernel is larger than the field with its padding.
+    #[error(
+        "{op}: nothing is left of a field of {} x {} points under a kernel of {} x {} with padding {} and {}: use a \
+         smaller kernel or another padding",
+        field[0], field[1], kernel[0], kernel[1], padding[0], padding[1]
+    )]
+    Kernel {
+        /// The layer.
+        op: &'static str,
+        /// Extents of the kernel.
+        kernel: [usize; 2],
+        /// Zeros before and after the field along each axis.
+        padding: [usize; 2],
+        /// Extents of the field.
+        field: [usize; 2],
+    },
     /// The readable composition of an op failed.
     #[error("in the composed op: {message}")]
     Composed {

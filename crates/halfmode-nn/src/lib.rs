@@ -4,6 +4,7 @@
 mod batch_norm;
 mod complex;
 mod composed;
+mod conv2d;
 #[cfg(feature = "cuda")]
 mod cuda_boxes;
 #[cfg(feature = "cuda")]
@@ -21,14 +22,19 @@ mod module;
 mod norm;
 mod param;
 mod partial;
+mod planar;
 mod pointwise;
+mod pool;
+mod relu;
 mod resize;
 mod row_map;
 mod rows;
 mod spectral_conv;
+mod symmetric_conv;
 
 pub use batch_norm::{BatchNorm, BatchStatistics};
 pub use complex::{JoinComplex, SplitComplex};
+pub use conv2d::{Conv2d, ConvKind, conv2d_reference};
 pub use embed::{Embed, ExtraChannels};
 pub use error::Error;
 pub use fno_block::{Activation, ComposedBlock, FnoBlock, Stabilizer};
@@ -37,9 +43,13 @@ pub use mode_select::SelectModes;
 pub use module::Module;
 pub use norm::{FieldNorm, NormKind};
 pub use param::{Init, ParamLayout, ParamRole, ParamSpec, Parameter, Params};
-pub use pointwise::{Add, ChannelBias, ChannelGate, Gelu, Linear, Subtract, Tanh};
+pub use planar::PlanarFlow;
+pub use pointwise::{Add, ChannelBias, ChannelGate, Gelu, Linear, Negate, Subtract, Tanh};
+pub use pool::AveragePool;
+pub use relu::Relu;
 pub use resize::{FourierResample, Interpolate, Margin};
 pub use spectral_conv::{FftNorm, ModeProduct, SpectralConv};
+pub use symmetric_conv::SymmetricConv;
 
 /// The result of everything that can fail here.
 pub type Result<T> = std::result::Result<T, Error>;

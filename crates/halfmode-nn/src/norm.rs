@@ -1,6 +1,6 @@
 //! Normalisation of fields by their own statistics.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 
@@ -15,16 +15,18 @@ use smallvec::smallvec;
 pub enum NormKind {
     /// The points of one channel of one sample; without weights.
     Instance,
+    /// The same, with a weight and a bias per channel.
+    AffineInstance,
     /// All points and channels of one sample, with a weight and a bias per channel.
     Group,
 }
 
-/// `y = (x - mean) / sqrt(var + 1e-5)`, then times `weight` plus `bias` for [`NormKind::Group`].
+/// `y = (x - mean) / sqrt(var + 1e-5)`, then times `weight` plus `bias` but for [`NormKind::Instance`].
 /// The variance is the biased one; statistics are summed in f64.
 ///
 /// # Shapes
 /// - input 0, `x`: `[batch, …, c]`, real
-/// - inputs 1 and 2 of [`NormKind::Group`]: `weight`, `bias` `[c]`
+/// - inputs 1 and 2, but for [`NormKind::Instance`]: `weight`, `bias` `[c]`
 /// - output: the shape of `x`
 ///
 /// # Saved for backward
@@ -33,7 +35,7 @@ pub enum NormKind {
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the channel counts disagree.
 ///
-/// Source: `torch.nn.functional.instance_norm` and `torch.nn.GroupNorm(1, c)`, as neuraloperator uses them.
+/// Source: `torch.nn.functional.instance_norm`, `torch.nn.InstanceNorm2d(c, affine=True)` and `torch.nn.GroupNorm(1, c)`.
 #[derive(Clone, Copy, Debug)]
 pub struct FieldNorm(pub NormKind);
 
@@ -104,10 +106,10 @@ fn write_sums(sums: [Vec<f64>; 2], grads: Option<[&mut Tensor; 2]>) -> Result<()
 }
 
 impl Dims {
-    fn new(kind: NormKind, x: &Tensor) -> Self {
+    pub(crate) fn new(kind: NormKind, x: &Tensor) -> Self {
         let (rows, c) = rows_of(x);
         let batch = x.shape().first().copied().unwrap_or(1).max(1);
-        Dims { batch, rows: rows / batch, c, per_channel: kind == NormKind::Instance }
+        Dims { batch, rows: rows / batch, c, per_channel: kind != NormKind::Group }
     }
 
     /// The places of everything that shares statistics, group by group.
@@ -176,7 +178,7 @@ fn statistics(values: &[f64], places: &[usize]) -> (f64, f64) {
 impl Op for FieldNorm {
     fn name(&self) -> &'static str {
         match self.0 {
-            NormKind::Instance => "instance_norm",
+            NormKind::Instance | NormKind::AffineInstance => "instance_norm",
             NormKind::Group => "group_norm",
         }
     }
@@ -184,7 +186,7 @@ impl Op for FieldNorm {
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
         let (x, affine) = match self.0 {
             NormKind::Instance => (self.expect_inputs::<1>(inputs)?[0], None),
-            NormKind::Group => {
+            NormKind::AffineInstance | NormKind::Group => {
                 let [x, weight, bias] = self.expect_inputs(inputs)?;
                 (x, Some([weight, bias]))
             }
@@ -251,7 +253,7 @@ mod tests {
     fn the_override_computes_what_the_default_bodies_say() {
         let device = Device::cpu(2).unwrap();
         for shape in [[1, 5, 1, 3], [2, 7, 11, 1], [3, 16, 16, 5], [2, 1, 130, 17]] {
-            for kind in [NormKind::Instance, NormKind::Group] {
+            for kind in [NormKind::Instance, NormKind::AffineInstance, NormKind::Group] {
                 for (precision, tolerance) in [
                     (Precision::F64, 1e-12),
                     // Sums of tiles in f32, of up to 64 values of size 30 with deviation 0.6.
@@ -260,7 +262,7 @@ mod tests {
                     let make = |seed: usize, mean: f64| tensor(&device, &shape, precision, (seed, mean));
                     let (x, g) = (make(1, 30.0), make(2, 0.3));
                     let [w, b] = [3, 4].map(|seed| tensor(&device, &shape[3..], precision, (seed, 0.5)));
-                    let affine = (kind == NormKind::Group).then_some([&w, &b]);
+                    let affine = (kind != NormKind::Instance).then_some([&w, &b]);
                     let weight = affine.map(|it| it[0]);
                     let like = || device.alloc(x.shape().clone(), DType::real(precision), Purpose::Workspace).unwrap();
                     let (mut y, mut want_y, mut gx, mut want_gx) = (like(), like(), like(), like());

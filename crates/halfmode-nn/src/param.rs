@@ -48,6 +48,8 @@ pub enum ParamLayout {
     SpectralDense,
     /// File `[c, k_1, …, k_d]` complex; stored `[modes, 2 c]`, real parts of a row before its imaginary parts.
     SpectralSeparable,
+    /// File `[c_out, c_in, k_1, k_2]`; stored `[k_1, k_2, c_in, c_out]`, so that a convolution is matrix products.
+    Convolution,
 }
 
 /// Everything about a parameter but its values.
@@ -81,6 +83,12 @@ impl ParamSpec {
         ParamSpec { role: ParamRole::Statistic, ..ParamSpec::real(name, shape, init) }
     }
 
+    /// The weight of a two-dimensional convolution, file shape `[c_out, c_in, k_1, k_2]`.
+    #[must_use]
+    pub fn convolution(name: impl Into<String>, shape: [usize; 4], init: Init) -> Self {
+        ParamSpec { layout: ParamLayout::Convolution, ..ParamSpec::real(name, &shape, init) }
+    }
+
     /// A dense spectral weight, file shape `[c_in, c_out, k_1, …, k_d]`.
     #[must_use]
     pub fn spectral(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
@@ -99,7 +107,7 @@ impl ParamSpec {
     fn spectral_dims(&self) -> Option<(usize, usize, usize)> {
         let shape = &self.file_shape;
         match self.layout {
-            ParamLayout::Plain => None,
+            ParamLayout::Plain | ParamLayout::Convolution => None,
             ParamLayout::SpectralDense => Some((shape[0], shape[1], shape[2..].iter().product())),
             ParamLayout::SpectralSeparable => Some((1, shape[0], shape[1..].iter().product())),
         }
@@ -117,6 +125,10 @@ impl ParamSpec {
         match (self.layout, self.spectral_dims()) {
             (ParamLayout::SpectralDense, Some((c_in, c_out, modes))) => Shape::from([modes, c_in, 2 * c_out]),
             (ParamLayout::SpectralSeparable, Some((_, c, modes))) => Shape::from([modes, 2 * c]),
+            (ParamLayout::Convolution, _) => {
+                let axes = [2, 3, 1, 0].map(|axis| self.file_shape.get(axis).copied().unwrap_or(1));
+                Shape::from(axes)
+            }
             _ => Shape::new(&self.file_shape),
         }
     }
@@ -141,17 +153,24 @@ impl ParamSpec {
     }
 
     fn permuted<T: Copy + Default>(&self, source: &[T], pick: impl Fn(usize, usize) -> (usize, usize)) -> Vec<T> {
-        let Some((c_in, c_out, modes)) = self.spectral_dims() else { return source.to_vec() };
+        if self.layout == ParamLayout::Plain {
+            return source.to_vec();
+        }
         let mut out = vec![T::default(); source.len()];
-        for i in 0..c_in {
-            for o in 0..c_out {
-                for m in 0..modes {
-                    for part in 0..2 {
-                        let stored = (m * c_in + i) * 2 * c_out + part * c_out + o;
-                        let file = 2 * ((i * c_out + o) * modes + m) + part;
-                        let (to, from) = pick(stored, file);
-                        out[to] = source[from];
-                    }
+        let mut place = |stored: usize, file: usize| {
+            let (to, from) = pick(stored, file);
+            out[to] = source[from];
+        };
+        if let (ParamLayout::Convolution, &[c_out, c_in, k1, k2]) = (self.layout, &self.file_shape[..]) {
+            for (o, c) in (0..c_out).flat_map(|o| (0..c_in).map(move |c| (o, c))) {
+                (0..k1 * k2).for_each(|k| place((k * c_in + c) * c_out + o, (o * c_in + c) * k1 * k2 + k));
+            }
+        }
+        if let Some((c_in, c_out, modes)) = self.spectral_dims() {
+            for (i, o) in (0..c_in).flat_map(|i| (0..c_out).map(move |o| (i, o))) {
+                for (m, part) in (0..modes).flat_map(|m| (0..2).map(move |part| (m, part))) {
+                    let stored = (m * c_in + i) * 2 * c_out + part * c_out + o;
+                    place(stored, 2 * ((i * c_out + o) * modes + m) + part);
                 }
             }
         }

@@ -31,6 +31,10 @@ pub struct Add;
 #[derive(Clone, Copy, Debug)]
 pub struct Subtract;
 
+/// `y = -x`. Saves nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Negate;
+
 /// `y[.., c] = gate[c] x[.., c]`, a soft gate. Saves `x`; `gate` is shared.
 #[derive(Clone, Copy, Debug)]
 pub struct ChannelGate;
@@ -215,6 +219,23 @@ impl Op for Subtract {
             .then(|| Tensor::elementwise(self.name(), &Negative, &[&g], storage(cx), Purpose::Activation))
             .transpose()?;
         Ok(vec![needs[0].then_some(g), minus])
+    }
+}
+
+impl Op for Negate {
+    fn name(&self) -> &'static str {
+        "negate"
+    }
+
+    fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
+        let [x] = self.expect_inputs(inputs)?;
+        let y = Tensor::elementwise(self.name(), &Negative, &[x], storage(cx), Purpose::Activation)?;
+        Ok((smallvec![y], Saved::new(self.name())))
+    }
+
+    fn backward(&self, cx: &Cx, _: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
+        let Some(g) = grads[0].take() else { return Ok(vec![None]) };
+        Ok(vec![Some(Tensor::elementwise(self.name(), &Negative, &[&g], storage(cx), Purpose::Activation)?)])
     }
 }
 

@@ -85,7 +85,9 @@ fn check_gradients(device: &Device, (grid, other, modes, batch, c, seed): &Sizes
     let mut tensor = |shape: &[usize]| rng.tensor(device, shape, Precision::F64);
     let x = tensor(&field(*batch, &grown(grid), *c));
     gradcheck(device, &|| Box::new(FieldNorm(NormKind::Instance)), std::slice::from_ref(&x), *seed);
-    gradcheck(device, &|| Box::new(FieldNorm(NormKind::Group)), &[x, tensor(&[*c]), tensor(&[*c])], *seed);
+    let affine = [x, tensor(&[*c]), tensor(&[*c])];
+    gradcheck(device, &|| Box::new(FieldNorm(NormKind::AffineInstance)), &affine, *seed);
+    gradcheck(device, &|| Box::new(FieldNorm(NormKind::Group)), &affine, *seed);
 }
 
 fn check_adjoints(device: &Device, (grid, other, modes, batch, c, seed): &Sizes) {
@@ -140,7 +142,9 @@ fn check_precisions(device: &Device, (grid, other, modes, batch, c, seed): &Size
         let mut ops = linear_ops(device, precision, (grid, other, modes), (batch, c));
         let x = field(batch, &grown(grid), c);
         ops.push((Box::new(|| Box::new(FieldNorm(NormKind::Instance))), vec![x.clone()]));
-        ops.push((Box::new(|| Box::new(FieldNorm(NormKind::Group))), vec![x, vec![c], vec![c]]));
+        let affine = vec![x, vec![c], vec![c]];
+        ops.push((Box::new(|| Box::new(FieldNorm(NormKind::AffineInstance))), affine.clone()));
+        ops.push((Box::new(|| Box::new(FieldNorm(NormKind::Group))), affine));
         ops
     };
     for precision in Precision::ALL {

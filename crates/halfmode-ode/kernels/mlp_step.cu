@@ -576,26 +576,29 @@ weight_gradients(const T* __restrict__ xs, const T* __restrict__ deltas, const f
     }
     asm volatile("cp.async.wait_group 0;" ::: "memory");
 
-    // All that is there is read before anything is written.
+    // What is there is read, a few rows at a time, before anything is written.
     f32 factor = f32(h) * unit;
     f32* to = sums + blockIdx.y * split_of() + sums_of(layer);
-    float2 before[4][2][5];
-    auto pass = [&](bool writes) {
+    float2 before[2][5];
+    auto pass = [&](int m, bool writes) {
 #pragma unroll
-        for (int part = 0; part < 40; ++part) {
-            int m = part / 10, r = part / 5 % 2, j = part % 5;
+        for (int part = 0; part < 10; ++part) {
+            int r = part / 5, j = part % 5;
             int row = out + row_warp + m * 16 + r * 8 + lane.g;
             int column = j < 4 ? in + column_warp + j * 8 + 2 * lane.t : n_in + 2 * lane.t;
             if (row >= n_out || (j < 4 ? column >= n_in : !has_bias)) continue;
             float2& sum = *reinterpret_cast<float2*>(to + (long long)row * (n_in + 8) + column);
-            float2& old = before[m][r][j];
+            float2& old = before[r][j];
             if (!writes) old = is_first ? float2{0.0f, 0.0f} : sum;
             else if (j < 4) sum = {old.x + factor * acc[m][j % 4][2 * r], old.y + factor * acc[m][j % 4][2 * r + 1]};
             else sum = {old.x + factor * bias[m][2 * r], old.y + factor * bias[m][2 * r + 1]};
         }
     };
-    pass(false);
-    pass(true);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+        pass(m, false);
+        pass(m, true);
+    }
 }
 
 // The sum over splits of one layer: gradients of its weight [out, in] and bias.

@@ -1,7 +1,7 @@
 //! Steps that a method chooses by its own error estimate.
 
-use crate::kernels::{StepKernels, SumFormats, error_norm};
-use crate::step::{Span, State, Stepper};
+use crate::kernels::{StepKernels, SumFormats, error_sum};
+use crate::step::{Slope, Span, State, Stepper};
 use crate::tableau::Embedded;
 use crate::{Error, Method, OdePrecision, Result};
 use halfmode_precision::Format;
@@ -73,7 +73,7 @@ pub(crate) struct Controller {
     /// The length of the next step, without its direction.
     length: Option<f64>,
     last_error: f64,
-    first_slope: Option<Tensor>,
+    first_slope: Option<Slope>,
     n_tried: usize,
 }
 
@@ -132,36 +132,49 @@ impl Controller {
         }
     }
 
-    /// The error estimate over the tolerance, root mean square over the state: as it is, and what rounding of slopes
-    /// does not explain.
+    /// The root mean square over the whole state of errors over tolerances; `error` gives those of a tensor of it.
+    fn norm(&self, states: (&State, &State), mut error: impl FnMut(usize) -> Result<(Tensor, f64)>) -> Result<f64> {
+        let (mut sum, mut n) = (0.0, 0);
+        for (idx, (before, after)) in states.0.iter().zip(states.1).enumerate() {
+            let (error, noise) = error(idx)?;
+            sum += error_sum(&error, [&before.high, &after.high], (self.control.rtol, self.control.atol), noise)?;
+            n += error.numel();
+        }
+        Ok((sum / n.max(1) as f64).sqrt())
+    }
+
+    /// The error estimate over the tolerance: as it is, and what rounding of slopes does not explain.
     fn error(
         &self,
         stepper: &Stepper<'_>,
         span: Span,
         states: (&State, &State),
-        slopes: &[Tensor],
+        slopes: &[Slope],
     ) -> Result<(f64, f64)> {
         let h = span.length();
-        let weights = stepper.tableau.b.iter().zip(self.embedded.b);
-        let terms: Vec<(f64, &Tensor)> = weights.map(|(b, b_hat)| h * (b - b_hat)).zip(slopes).collect();
+        let pairs = || stepper.tableau.b.iter().zip(self.embedded.b);
+        let weight: f64 = pairs().map(|(b, b_hat)| (b - b_hat).powi(2)).sum();
         let sums = stepper.precision.accumulate;
-        let estimate = stepper.device.combine(None, &terms, SumFormats::new(sums, sums))?;
-        // Rounding of slopes is no error that smaller steps would mend: twice its root mean square.
-        let weight: f64 = stepper.tableau.b.iter().zip(self.embedded.b).map(|(b, b_hat)| (b - b_hat).powi(2)).sum();
-        let slope = slopes.first().map_or(Ok(0.0), Tensor::sum_squares)? / estimate.numel().max(1) as f64;
-        let roundoff = Format::from(stepper.precision.velocity_storage()).unit_roundoff();
-        let noise = 2.0 * roundoff * h.abs() * (weight * slope).sqrt();
-        let noise = if noise.is_finite() { noise } else { 0.0 };
-        let states = [&states.0.high, &states.1.high];
-        let norm = |noise| error_norm(&estimate, states, (self.control.rtol, self.control.atol), noise);
-        Ok((norm(0.0)?, norm(noise)?))
+        let mut estimates = Vec::with_capacity(states.0.len());
+        for idx in 0..states.0.len() {
+            let leaf = slopes.iter().map(|slope| &slope[idx]);
+            let terms: Vec<(f64, &Tensor)> = pairs().map(|(b, b_hat)| h * (b - b_hat)).zip(leaf).collect();
+            let estimate = stepper.device.combine(None, &terms, SumFormats::new(sums, sums))?;
+            // Rounding of slopes is no error that smaller steps would mend: twice its root mean square.
+            let first = slopes.first().map_or(Ok(0.0), |slope| slope[idx].sum_squares())?;
+            let slope = first / estimate.numel().max(1) as f64;
+            let roundoff = Format::from(stepper.precision.leaf(idx).velocity).unit_roundoff();
+            let noise = 2.0 * roundoff * h.abs() * (weight * slope).sqrt();
+            estimates.push((estimate, if noise.is_finite() { noise } else { 0.0 }));
+        }
+        let whole = self.norm(states, |idx| Ok((estimates[idx].0.clone(), 0.0)))?;
+        Ok((whole, self.norm(states, |idx| Ok(estimates[idx].clone()))?))
     }
 
     fn first_length(&mut self, stepper: &Stepper<'_>, state: &State, span: Span) -> Result<f64> {
         let slope = stepper.first_slope(span, state)?;
-        let tolerances = (self.control.rtol, self.control.atol);
-        let of_state = error_norm(&state.high, [&state.high, &state.high], tolerances, 0.0)?;
-        let of_slope = error_norm(&slope, [&state.high, &state.high], tolerances, 0.0)?;
+        let of_state = self.norm((state, state), |idx| Ok((state[idx].high.clone(), 0.0)))?;
+        let of_slope = self.norm((state, state), |idx| Ok((slope[idx].clone(), 0.0)))?;
         if !of_slope.is_finite() {
             return Err(Error::NonFiniteVelocity { step: 0, n_steps: 0, time: span.from });
         }

@@ -4,7 +4,7 @@ use crate::kernels::{StepKernels, SumFormats, max_abs};
 use crate::step::{Needs, Pullback, Span, State, Stepper};
 use crate::{AdjointScaler, AdjointScaling, Error, PeerScaler, Result};
 use halfmode_precision::{DType, Precision};
-use halfmode_tensor::{Purpose, Tensor};
+use halfmode_tensor::{Purpose, Shape, Tensor};
 
 /// The rule of the scale, with what it remembers.
 enum Rule {
@@ -20,10 +20,10 @@ impl Rule {
     }
 }
 
-/// The gradient that comes in from outside at a time point.
+/// The gradients that come in from outside at a time point, one for each tensor of the state; `None`: zero.
 pub(crate) struct Incoming {
     pub(crate) point: usize,
-    pub(crate) cotangent: Option<Tensor>,
+    pub(crate) cotangent: Vec<Option<Tensor>>,
 }
 
 /// What has been found so far on the way back.
@@ -31,23 +31,35 @@ pub(crate) struct Adjoint<'a> {
     stepper: &'a Stepper<'a>,
     rule: Rule,
     needs: Needs,
-    /// The gradient by the state at the point reached; `None`: zero.
-    a: Option<Tensor>,
+    /// The gradient by each tensor of the state at the point reached; `None`: zero.
+    a: Vec<Option<Tensor>>,
+    /// The shapes of these tensors.
+    shapes: Vec<Shape>,
     /// Its largest value, where that is known.
     known: Option<f64>,
     params: Vec<Option<Tensor>>,
     times: Vec<f64>,
     n_steps: usize,
     /// Something was not finite under [`AdjointScaling::Safe`]: all gradients will be infinite.
-    spoilt: Option<Tensor>,
+    spoilt: bool,
     last_scale: f64,
 }
 
 /// Gradients by the first state, the times and the parameters.
-pub(crate) type Gradients = (Option<Tensor>, Option<Tensor>, Vec<Option<Tensor>>);
+pub(crate) type Gradients = (Vec<Option<Tensor>>, Option<Tensor>, Vec<Option<Tensor>>);
+
+/// The largest absolute value of all; infinite if a value is not finite.
+fn largest_of(a: &[Option<Tensor>]) -> Result<f64> {
+    a.iter().flatten().try_fold(0.0, |largest: f64, a| Ok(largest.max(max_abs(a)?)))
+}
 
 impl<'a> Adjoint<'a> {
-    pub(crate) fn new(stepper: &'a Stepper<'a>, scaling: &AdjointScaling, needs: Needs, n_points: usize) -> Self {
+    pub(crate) fn new(
+        stepper: &'a Stepper<'a>,
+        scaling: &AdjointScaling,
+        needs: Needs,
+        (n_points, shapes): (usize, Vec<Shape>),
+    ) -> Self {
         let velocity = stepper.precision.velocity_storage();
         let rule = match *scaling {
             AdjointScaling::Fixed { exponent } => Rule::Fixed(f64::from(exponent).exp2()),
@@ -60,12 +72,13 @@ impl<'a> Adjoint<'a> {
             stepper,
             rule,
             needs,
-            a: None,
+            a: vec![None; shapes.len()],
+            shapes,
             known: None,
             params,
             times,
             n_steps: n_points - 1,
-            spoilt: None,
+            spoilt: false,
             last_scale: 1.0,
         }
     }
@@ -79,39 +92,47 @@ impl<'a> Adjoint<'a> {
         Error::NonFiniteAdjoint { step, n_steps: self.n_steps, scale: self.last_scale, attempts }
     }
 
-    /// Adds the gradient that comes in at a time point.
+    /// Adds the gradients that come in at a time point.
     pub(crate) fn add(&mut self, incoming: Incoming) -> Result<()> {
-        let Some(cotangent) = incoming.cotangent else { return Ok(()) };
+        if incoming.cotangent.iter().all(Option::is_none) {
+            return Ok(());
+        }
         if let Rule::Peer(scaler) = &mut self.rule
             && scaler.scale().is_none()
         {
-            // The peer rounds the cotangent to the velocity's format and starts from that at the last time.
-            let rounded = cotangent.cast(self.stepper.precision.velocity_storage(), Purpose::Activation)?;
-            if scaler.start(max_abs(&rounded)?, rounded.shape()).is_none() {
+            // The peer rounds the cotangent to the velocity's format and starts from that at the last time; it joins
+            // tensors on their last axis.
+            let low = self.stepper.precision.velocity_storage();
+            let rounded = incoming.cotangent.iter().flatten().map(|it| it.cast(low, Purpose::Activation));
+            let rounded: Vec<Option<Tensor>> = rounded.map(|it| it.map(Some)).collect::<std::result::Result<_, _>>()?;
+            let samples = self.shapes.first().and_then(|shape| shape.first()).copied().unwrap_or(1);
+            let features = self.shapes.iter().map(Shape::numel).sum::<usize>() / samples.max(1);
+            if scaler.start(largest_of(&rounded)?, &[samples, features]).is_none() {
                 return Err(self.failure(incoming.point.saturating_sub(1), 0));
             }
         }
         self.known = None;
-        self.a = Some(match self.a.take() {
-            // A copy, so that the caller's gradient stays as it is.
-            None => self.stepper.device.combine(None, &[(1.0, &cotangent)], self.sums(Purpose::Activation))?,
-            Some(a) => self.stepper.device.combine(Some(&a), &[(1.0, &cotangent)], self.sums(Purpose::Activation))?,
-        });
+        let formats = self.sums(Purpose::Activation);
+        for (a, cotangent) in self.a.iter_mut().zip(incoming.cotangent) {
+            let Some(cotangent) = cotangent else { continue };
+            // Also the first one into a buffer of its own, so that the caller's gradient stays as it is.
+            *a = Some(self.stepper.device.combine(a.as_ref(), &[(1.0, &cotangent)], formats)?);
+        }
         Ok(())
     }
 
     /// The largest value of the adjoint, where the rule wants to know it. `None`: there is nothing to do in this step.
-    fn largest(&mut self, step: usize, a: &Tensor) -> Result<Option<f64>> {
+    fn largest(&mut self, step: usize) -> Result<Option<f64>> {
         if !self.rule.checks() {
             return Ok(Some(1.0));
         }
-        let largest = self.known.map_or_else(|| max_abs(a), Ok)?;
+        let largest = self.known.map_or_else(|| largest_of(&self.a), Ok)?;
         if largest.is_finite() {
             return Ok(if largest > 0.0 || matches!(self.rule, Rule::Peer(_)) { Some(largest) } else { None });
         }
         match self.rule {
             Rule::Safe => {
-                self.spoilt = Some(a.clone());
+                self.spoilt = true;
                 Ok(None)
             }
             _ => Err(self.failure(step, 0)),
@@ -130,22 +151,28 @@ impl<'a> Adjoint<'a> {
 
     /// Passes through one step, from `state` at its beginning.
     pub(crate) fn step(&mut self, step: usize, span: Span, state: &State) -> Result<()> {
-        let (Some(a), None) = (self.a.clone(), &self.spoilt) else { return Ok(()) };
-        let Some(largest) = self.largest(step, &a)? else { return Ok(()) };
+        if self.spoilt || self.a.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        let Some(largest) = self.largest(step)? else { return Ok(()) };
         let (stepper, record) = (self.stepper, self.stepper.record);
         let mut attempts = 0;
         let (scale, pullback) = loop {
             let scale = self.scale(largest);
             let linearised = stepper.linearise(span, state, self.needs)?;
             let slopes = linearised.slopes.clone();
-            let scaled = stepper.device.combine(None, &[(scale, &a)], self.sums(Purpose::Activation))?;
+            let formats = self.sums(Purpose::Activation);
+            let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
+                a.as_ref().map(|a| stepper.device.combine(None, &[(scale, a)], formats)).transpose()
+            };
+            let scaled: Vec<Option<Tensor>> = self.a.iter().map(scaled).collect::<Result<_>>()?;
             record.note(|record| record.n_vjps += 1);
             attempts += 1;
             if let Some(it) = stepper.pull_back(span, linearised, &scaled, self.needs, self.rule.checks())? {
                 break (scale, it);
             }
             // A velocity that is not finite is nothing that a smaller scale mends.
-            if !slopes.iter().all(Tensor::all_finite) {
+            if !slopes.iter().flatten().all(Tensor::all_finite) {
                 return Err(Error::NonFiniteVelocity { step, n_steps: self.n_steps, time: span.from });
             }
             let again = match &mut self.rule {
@@ -156,7 +183,7 @@ impl<'a> Adjoint<'a> {
                 }
                 Rule::Fixed(_) => false,
                 Rule::Safe => {
-                    self.spoilt = Some(a);
+                    self.spoilt = true;
                     return Ok(());
                 }
             };
@@ -169,15 +196,22 @@ impl<'a> Adjoint<'a> {
             record.note(|record| record.scales.push(scale));
         }
         record.note(|record| record.most_tries = record.most_tries.max(attempts as usize));
-        self.accumulate(step, span.length(), scale, &a, pullback)?;
+        self.accumulate(step, span.length(), scale, pullback)?;
         self.grow(attempts - 1)
     }
 
     /// `a += (h/S) v_y`, and so on.
-    fn accumulate(&mut self, step: usize, h: f64, scale: f64, a: &Tensor, pullback: Pullback) -> Result<()> {
+    fn accumulate(&mut self, step: usize, h: f64, scale: f64, pullback: Pullback) -> Result<()> {
         let (device, factor) = (self.stepper.device, h / scale);
-        let terms: Vec<(f64, &Tensor)> = pullback.stages.iter().map(|w| (factor, w)).collect();
-        self.a = Some(device.combine(Some(a), &terms, self.sums(Purpose::Activation))?);
+        let formats = self.sums(Purpose::Activation);
+        for (leaf, a) in self.a.iter_mut().enumerate() {
+            let stages = pullback.stages.iter().filter_map(|stage| stage[leaf].as_ref());
+            let terms: Vec<(f64, &Tensor)> = stages.map(|w| (factor, w)).collect();
+            // A tensor that the field does not read keeps its adjoint.
+            if !terms.is_empty() {
+                *a = Some(device.combine(a.as_ref(), &terms, formats)?);
+            }
+        }
         self.known = None;
         let formats = self.sums(Purpose::Grad);
         for (sum, term) in self.params.iter_mut().zip(pullback.params) {
@@ -195,7 +229,7 @@ impl<'a> Adjoint<'a> {
         if !matches!(self.rule, Rule::Dynamic(_) | Rule::Peer(_)) {
             return Ok(());
         }
-        let largest = self.a.as_ref().map_or(Ok(0.0), max_abs)?;
+        let largest = largest_of(&self.a)?;
         self.known = Some(largest);
         match &mut self.rule {
             Rule::Dynamic(scaler) => scaler.accept(retries, largest),
@@ -210,28 +244,28 @@ impl<'a> Adjoint<'a> {
         let device = self.stepper.device;
         let accumulate = self.stepper.precision.accumulate;
         if self.rule.checks() {
-            let finite = self.a.iter().chain(self.params.iter().flatten()).all(Tensor::all_finite);
+            let finite = self.a.iter().chain(&self.params).flatten().all(Tensor::all_finite);
             if !finite || !self.times.iter().all(|it| it.is_finite()) {
                 match self.rule {
-                    Rule::Safe => self.spoilt = self.a.clone(),
+                    Rule::Safe => self.spoilt = true,
                     _ => return Err(self.failure(0, 0)),
                 }
             }
         }
-        if self.needs.params && self.spoilt.is_none() {
+        if self.needs.params && !self.spoilt {
             // A parameter that nothing reached has a gradient, too: zero.
             for (sum, param) in self.params.iter_mut().zip(self.stepper.params).filter(|(sum, _)| sum.is_none()) {
                 *sum = Some(device.alloc(param.shape().clone(), DType::real(accumulate), Purpose::Grad)?);
             }
         }
-        if let Some(y0) = &self.spoilt {
-            let infinite = |like: &Tensor| {
-                let values = vec![f64::INFINITY; like.numel()];
-                Tensor::from_slice(device, &values, like.shape().clone(), accumulate, Purpose::Grad)
+        if self.spoilt {
+            let infinite = |shape: &Shape| {
+                let values = vec![f64::INFINITY; shape.numel()];
+                Tensor::from_slice(device, &values, shape.clone(), accumulate, Purpose::Grad).map(Some)
             };
-            self.params =
-                self.stepper.params.iter().map(|it| infinite(it).map(Some)).collect::<std::result::Result<_, _>>()?;
-            self.a = Some(infinite(y0)?);
+            let params = self.stepper.params.iter().map(|it| infinite(it.shape()));
+            self.params = params.collect::<std::result::Result<_, _>>()?;
+            self.a = self.shapes.iter().map(infinite).collect::<std::result::Result<_, _>>()?;
             self.times.fill(f64::INFINITY);
         }
         let times: Vec<f64> = marks.iter().filter_map(|&idx| self.times.get(idx).copied()).collect();

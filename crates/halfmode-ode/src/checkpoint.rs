@@ -34,30 +34,43 @@ impl Storage {
     /// # Errors
     /// [`Error::Budget`] if not a single state fits.
     pub fn plan(self, n_steps: usize, numel: usize, precision: &OdePrecision) -> Result<StoragePlan> {
-        Ok(match self.slots(numel, precision)? {
+        self.plan_tuple(n_steps, &[numel], precision)
+    }
+
+    /// The same for a state of several tensors of so many numbers each.
+    ///
+    /// # Errors
+    /// Those of [`Storage::plan`].
+    pub fn plan_tuple(self, n_steps: usize, numels: &[usize], precision: &OdePrecision) -> Result<StoragePlan> {
+        Ok(match self.slots(numels, precision)? {
             None => {
-                let peak_bytes = n_steps * numel * precision.stored.bytes();
+                let stored = |(idx, numel): (usize, &usize)| numel * precision.leaf(idx).stored.bytes();
+                let peak_bytes = n_steps * numels.iter().enumerate().map(stored).sum::<usize>();
                 StoragePlan { n_states: n_steps, peak_bytes, n_repeated: 0 }
             }
             Some(slots) => {
                 let n_states = slots.min(n_steps);
-                let peak_bytes = n_states * state_bytes(numel, precision);
+                let peak_bytes = n_states * state_bytes(numels, precision);
                 StoragePlan { n_states, peak_bytes, n_repeated: n_repeated(n_steps, slots) }
             }
         })
     }
 
     /// How many states may be kept; `None`: one per step.
-    pub(crate) fn slots(self, numel: usize, precision: &OdePrecision) -> Result<Option<usize>> {
+    pub(crate) fn slots(self, numels: &[usize], precision: &OdePrecision) -> Result<Option<usize>> {
         let Storage::Budget { bytes } = self else { return Ok(None) };
-        let needs = state_bytes(numel, precision).max(1);
+        let needs = state_bytes(numels, precision).max(1);
         if bytes < needs { Err(Error::Budget { bytes, needs }) } else { Ok(Some(bytes / needs)) }
     }
 }
 
-fn state_bytes(numel: usize, precision: &OdePrecision) -> usize {
-    let parts = if matches!(precision.state, StateSum::Compensated(_)) { 2 } else { 1 };
-    parts * numel * precision.state.precision().bytes()
+fn state_bytes(numels: &[usize], precision: &OdePrecision) -> usize {
+    let leaf = |(idx, numel): (usize, &usize)| {
+        let state = precision.leaf(idx).state;
+        let parts = if matches!(state, StateSum::Compensated(_)) { 2 } else { 1 };
+        parts * numel * state.precision().bytes()
+    };
+    numels.iter().enumerate().map(leaf).sum()
 }
 
 /// Steps that `c` states, the first included, can reverse when none is taken forward more than `r` times.

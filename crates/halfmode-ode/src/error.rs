@@ -29,6 +29,14 @@ pub enum Error {
         /// The velocity's.
         found: Shape,
     },
+    /// The field has another number of velocities than the state has tensors.
+    #[error("the field returned {found} velocities for a state of {expected} tensors")]
+    Leaves {
+        /// Tensors of the state.
+        expected: usize,
+        /// Velocities.
+        found: usize,
+    },
     /// The state is complex.
     #[error("the state is complex; solve for real and imaginary parts as channels of a real state")]
     ComplexState,

@@ -4,6 +4,8 @@
 mod adaptive;
 mod adjoint;
 mod checkpoint;
+mod conv_field;
+mod conv_node;
 mod error;
 mod field;
 mod kernels;
@@ -11,6 +13,7 @@ mod mlp;
 #[cfg(feature = "cuda")]
 mod mlp_solve;
 mod odeint;
+mod planar_field;
 mod precision;
 mod record;
 mod scaling;
@@ -23,11 +26,14 @@ mod time_channel;
 
 pub use adaptive::{StepControl, Steps};
 pub use checkpoint::{Storage, StoragePlan};
+pub use conv_field::ConvField;
+pub use conv_node::{ConvNode, classes};
 pub use error::Error;
-pub use field::{Autonomous, VectorField};
+pub use field::{Autonomous, Field, TupleField, VectorField};
 pub use mlp::{MlpField, TimeInput};
-pub use odeint::{OdeOptions, Times, odeint, odeint_last};
-pub use precision::{OdePrecision, StateSum};
+pub use odeint::{OdeOptions, Times, odeint, odeint_last, odeint_tuple, odeint_tuple_last};
+pub use planar_field::PlanarField;
+pub use precision::{LeafPrecision, OdePrecision, StateSum};
 pub use record::{Record, SolveRecord};
 pub use scaling::{AdjointScaler, AdjointScaling, PeerScaler, ScaleConfig};
 pub use solve::{OdeSolve, Points};

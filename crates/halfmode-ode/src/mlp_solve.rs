@@ -5,7 +5,7 @@
 //! makes gradients of weights of them.
 
 use crate::solve::{OdeSolve, Points};
-use crate::{AdjointScaling, Error, MlpField, Result, StateSum, Steps, Storage, Tableau, TimeInput};
+use crate::{AdjointScaling, Error, Field, MlpField, Result, StateSum, Steps, Storage, Tableau, TimeInput};
 use halfmode_autograd::{Cx, Outputs, Saved};
 use halfmode_precision::{DType, Format, Precision};
 use halfmode_tensor::cuda::{Arg, CudaDevice, Grid, Source, define};
@@ -60,9 +60,10 @@ impl<'a> MlpSolve<'a> {
         solve: &'a OdeSolve,
         device: &'a Device,
         params: &'a [Tensor],
-        state: &Tensor,
+        state: &[&Tensor],
     ) -> Option<MlpSolve<'a>> {
-        let MlpField { channels, hidden, time } = solve.field.as_mlp()?;
+        let (Field::Single(field), [state]) = (&solve.field, state) else { return None };
+        let MlpField { channels, hidden, time } = field.as_mlp()?;
         let (options, precision, tableau) = (&solve.options, &solve.options.precision, solve.options.method.tableau());
         let storage = precision.velocity_storage();
         let (&width, weights) = (hidden.first()?, params.first()?.precision());

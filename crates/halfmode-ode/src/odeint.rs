@@ -1,7 +1,9 @@
 //! The calls of a user.
 
 use crate::solve::{OdeSolve, Points};
-use crate::{AdjointScaling, Method, OdePrecision, Record, StepControl, Steps, Storage, VectorField};
+use crate::{
+    AdjointScaling, Field, Method, OdePrecision, Record, StepControl, Steps, Storage, TupleField, VectorField,
+};
 use halfmode_autograd::{Result, Tape, Var};
 use std::sync::Arc;
 
@@ -66,22 +68,29 @@ pub enum Times<'a> {
     Var(&'a Var),
 }
 
-fn solve<F: VectorField + 'static>(
+fn solve(
     tape: &mut Tape,
-    field: &Arc<F>,
-    y0: &Var,
+    field: Field,
+    y0: &[&Var],
     times: Times<'_>,
     params: &[Var],
     (points, options): (Points, &OdeOptions),
 ) -> Result<Vec<Var>> {
-    let field: Arc<dyn VectorField> = Arc::clone(field) as Arc<dyn VectorField>;
     let (fixed, t) = match times {
         Times::Fixed(times) => (Some(Arc::from(times)), None),
         Times::Var(t) => (None, Some(t)),
     };
-    let op = OdeSolve { field, times: fixed, points, options: options.clone() };
-    let inputs: Vec<&Var> = std::iter::once(y0).chain(t).chain(params).collect();
+    let op = OdeSolve { field, n_leaves: y0.len(), times: fixed, points, options: options.clone() };
+    let inputs: Vec<&Var> = y0.iter().copied().chain(t).chain(params).collect();
     tape.apply_many(Box::new(op), &inputs)
+}
+
+fn single<F: VectorField + 'static>(field: &Arc<F>) -> Field {
+    Field::Single(Arc::clone(field) as Arc<dyn VectorField>)
+}
+
+fn tuple<F: TupleField + 'static>(field: &Arc<F>) -> Field {
+    Field::Tuple(Arc::clone(field) as Arc<dyn TupleField>)
 }
 
 /// Integrates `y' = field(t, y; params)` from `y0` at the first time and returns the state at every time point, the
@@ -100,7 +109,7 @@ pub fn odeint<F: VectorField + 'static>(
     params: &[Var],
     options: &OdeOptions,
 ) -> Result<Vec<Var>> {
-    solve(tape, field, y0, times, params, (Points::All, options))
+    solve(tape, single(field), &[y0], times, params, (Points::All, options))
 }
 
 /// As [`odeint`], but returns the state at the last time only.
@@ -115,7 +124,41 @@ pub fn odeint_last<F: VectorField + 'static>(
     params: &[Var],
     options: &OdeOptions,
 ) -> Result<Var> {
-    let mut outputs = solve(tape, field, y0, times, params, (Points::Last, options))?;
+    let mut outputs = solve(tape, single(field), &[y0], times, params, (Points::Last, options))?;
     let found = outputs.len();
     outputs.pop().ok_or(halfmode_autograd::Error::Arity { op: "odeint", expected: 1, found })
+}
+
+/// As [`odeint`] for a state of several tensors, which need not agree in shape or format: nothing is concatenated.
+/// Returns the state at every time point, the first included; each is as many tensors as `y0`.
+///
+/// # Errors
+/// Those of [`OdeSolve`].
+pub fn odeint_tuple<F: TupleField + 'static>(
+    tape: &mut Tape,
+    field: &Arc<F>,
+    y0: &[Var],
+    times: Times<'_>,
+    params: &[Var],
+    options: &OdeOptions,
+) -> Result<Vec<Vec<Var>>> {
+    let leaves: Vec<&Var> = y0.iter().collect();
+    let outputs = solve(tape, tuple(field), &leaves, times, params, (Points::All, options))?;
+    Ok(outputs.chunks(y0.len().max(1)).map(<[Var]>::to_vec).collect())
+}
+
+/// As [`odeint_tuple`], but returns the state at the last time only.
+///
+/// # Errors
+/// Those of [`OdeSolve`].
+pub fn odeint_tuple_last<F: TupleField + 'static>(
+    tape: &mut Tape,
+    field: &Arc<F>,
+    y0: &[Var],
+    times: Times<'_>,
+    params: &[Var],
+    options: &OdeOptions,
+) -> Result<Vec<Var>> {
+    let leaves: Vec<&Var> = y0.iter().collect();
+    solve(tape, tuple(field), &leaves, times, params, (Points::Last, options))
 }

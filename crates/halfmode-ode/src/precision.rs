@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use halfmode_precision::{Precision, PrecisionPolicy};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How the running state is summed.
@@ -22,6 +23,17 @@ impl StateSum {
             StateSum::Plain(precision) | StateSum::Compensated(precision) => precision,
         }
     }
+}
+
+/// The precision of one tensor of a state of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafPrecision {
+    /// Stage inputs. The cotangent of a slope has the format in which the field gives that slope.
+    pub velocity: Precision,
+    /// The running state.
+    pub state: StateSum,
+    /// States kept for backward.
+    pub stored: Precision,
 }
 
 /// The precision of every quantity of a solve: what is stored, and apart from it what sums are formed in.
@@ -45,6 +57,9 @@ pub struct OdePrecision {
     pub state: StateSum,
     /// States kept for backward: the points at which the adjoint linearises.
     pub stored: Precision,
+    /// Tensors of a state of several, by their place, that depart from the above: a log-density that is kept in f32
+    /// beside a half velocity, say.
+    pub leaves: BTreeMap<usize, LeafPrecision>,
 }
 
 impl OdePrecision {
@@ -53,7 +68,22 @@ impl OdePrecision {
     pub fn new(policy: PrecisionPolicy) -> Self {
         let accumulate = policy.pointwise.accumulate;
         let (state, stored) = (StateSum::Plain(accumulate), policy.saved);
-        OdePrecision { velocity: Arc::new(policy), accumulate, state, stored }
+        OdePrecision { velocity: Arc::new(policy), accumulate, state, stored, leaves: BTreeMap::new() }
+    }
+
+    /// The same with the `idx`-th tensor of the state in the precision of sums throughout.
+    #[must_use]
+    pub fn wide_leaf(mut self, idx: usize) -> Self {
+        let wide = self.accumulate;
+        self.leaves.insert(idx, LeafPrecision { velocity: wide, state: StateSum::Plain(wide), stored: wide });
+        self
+    }
+
+    /// The formats of the `idx`-th tensor of the state.
+    #[must_use]
+    pub fn leaf(&self, idx: usize) -> LeafPrecision {
+        let (velocity, state, stored) = (self.velocity_storage(), self.state, self.stored);
+        self.leaves.get(&idx).copied().unwrap_or(LeafPrecision { velocity, state, stored })
     }
 
     /// Velocity and stored states in a half format, state and sums in f32: the published method.
@@ -89,10 +119,11 @@ impl OdePrecision {
         if self.accumulate.bytes() < needs.bytes() {
             return Err(Error::TooNarrow { what: "a sum over stages", found: self.accumulate, needs });
         }
-        let state = self.state.precision();
-        if state.bytes() > self.accumulate.bytes() {
-            return Err(Error::TooNarrow { what: "a sum over stages", found: self.accumulate, needs: state });
+        let widest = |leaf: &LeafPrecision| [leaf.state.precision(), leaf.velocity.accumulate()];
+        let formats = self.leaves.values().flat_map(widest).chain([self.state.precision()]);
+        match formats.into_iter().find(|it| it.bytes() > self.accumulate.bytes()) {
+            Some(needs) => Err(Error::TooNarrow { what: "a sum over stages", found: self.accumulate, needs }),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

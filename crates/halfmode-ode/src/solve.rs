@@ -3,11 +3,11 @@
 use crate::adaptive::Controller;
 use crate::adjoint::{Adjoint, Incoming};
 use crate::checkpoint::{Checkpoints, positions};
-use crate::step::{Needs, Span, State, Stepper};
-use crate::{Error, OdeOptions, Result, Steps, VectorField};
+use crate::step::{Leaf, Needs, Span, State, Stepper};
+use crate::{Error, Field, OdeOptions, Result, StateSum, Steps};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{Domain, Precision};
-use halfmode_tensor::{Purpose, Tensor};
+use halfmode_tensor::{Purpose, Shape, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
@@ -26,10 +26,10 @@ pub enum Points {
 /// linearised at the stored states.
 ///
 /// # Shapes
-/// - input 0, `y0`: any shape, real
-/// - input 1, the times: `[n]`, f64 (only if `times` is `None`)
+/// - inputs 0 to `n_leaves - 1`, `y0`: any shapes, real
+/// - the next input, the times: `[n]`, f64 (only if `times` is `None`)
 /// - further inputs: the field's parameters
-/// - outputs: the state at each time point asked for, in the precision of sums
+/// - outputs: the state at each time point asked for, one tensor after another, in the precision of sums
 ///
 /// # Saved for backward
 /// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`](crate::Storage)
@@ -37,11 +37,13 @@ pub enum Points {
 /// one step.
 ///
 /// # Errors
-/// [`Error::Times`], [`Error::Velocity`], [`Error::NonFiniteVelocity`], and in backward [`Error::NonFiniteAdjoint`].
+/// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward [`Error::NonFiniteAdjoint`].
 #[derive(Clone)]
 pub struct OdeSolve {
     /// The right-hand side.
-    pub field: Arc<dyn VectorField>,
+    pub field: Field,
+    /// Tensors of the state.
+    pub n_leaves: usize,
     /// The time points; `None`: input 1 is a tensor of them and may want a gradient.
     pub times: Option<Arc<[f64]>>,
     /// Which points are outputs.
@@ -77,15 +79,18 @@ fn times_of(t: &Tensor) -> Result<Vec<f64>> {
     if t.device().launches() { Ok(t.to_vec::<f64>()?) } else { Ok((0..t.numel()).map(|idx| idx as f64).collect()) }
 }
 
+/// The state at the first time, the times and the parameters.
+type Split<'a> = (Vec<&'a Tensor>, Option<&'a Tensor>, Vec<Tensor>);
+
 impl OdeSolve {
-    fn split<'a>(&self, inputs: &[&'a Tensor]) -> Result<(&'a Tensor, Option<&'a Tensor>, Vec<Tensor>)> {
-        let missing = || halfmode_autograd::Error::Arity { op: NAME, expected: 2, found: inputs.len() };
-        let (&y0, rest) = inputs.split_first().ok_or_else(missing)?;
-        let (t, params) = match self.times {
-            Some(_) => (None, rest),
-            None => rest.split_first().map(|(&t, params)| (Some(t), params)).ok_or_else(missing)?,
-        };
-        Ok((y0, t, params.iter().map(|&it| it.clone()).collect()))
+    fn split<'a>(&self, inputs: &[&'a Tensor]) -> Result<Split<'a>> {
+        let expected = self.n_leaves.max(1) + usize::from(self.times.is_none());
+        if self.n_leaves == 0 || inputs.len() < expected {
+            return Err(halfmode_autograd::Error::Arity { op: NAME, expected, found: inputs.len() }.into());
+        }
+        let (y0, rest) = inputs.split_at(self.n_leaves);
+        let (t, params) = rest.split_at(usize::from(self.times.is_none()));
+        Ok((y0.to_vec(), t.first().copied(), params.iter().map(|&it| it.clone()).collect()))
     }
 
     fn times(&self, t: Option<&Tensor>) -> Result<Vec<f64>> {
@@ -98,27 +103,28 @@ impl OdeSolve {
 
     fn stepper<'a>(&'a self, device: &'a halfmode_tensor::Device, params: &'a [Tensor]) -> Stepper<'a> {
         let OdeOptions { method, precision, record, .. } = &self.options;
-        Stepper { field: &*self.field, tableau: method.tableau(), precision, device, params, record }
+        Stepper { field: &self.field, tableau: method.tableau(), precision, device, params, record }
     }
 
     fn run(&self, cx: &Cx, inputs: &[&Tensor]) -> Result<(Outputs, Saved)> {
         let (y0, t, params) = self.split(inputs)?;
         self.options.precision.validate()?;
-        if y0.dtype().domain == Domain::Complex {
+        if y0.iter().any(|it| it.dtype().domain == Domain::Complex) {
             return Err(Error::ComplexState);
         }
         let times = self.times(t)?;
         check_times(&times)?;
         #[cfg(feature = "cuda")]
-        if let Some(solve) = crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, y0) {
-            return solve.run(cx, y0, &times);
+        if let Some(solve) = crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, &y0) {
+            return solve.run(cx, y0[0], &times);
         }
-        let (stepper, accumulate) = (self.stepper(&cx.device, &params), self.options.precision.accumulate);
+        let stepper = self.stepper(&cx.device, &params);
         let mut control = match self.options.steps {
             Steps::Grid => None,
             Steps::Adaptive(it) => Some(Controller::new(it, self.options.method, &self.options.precision)?),
         };
-        let slots = self.options.storage.slots(y0.numel(), &self.options.precision)?;
+        let numels: Vec<usize> = y0.iter().map(|it| it.numel()).collect();
+        let slots = self.options.storage.slots(&numels, &self.options.precision)?;
         let places = match (slots, &control) {
             (None, _) => None,
             (Some(slots), None) => Some(first_places(times.len() - 1, slots)),
@@ -127,28 +133,30 @@ impl OdeSolve {
         };
         let mut outputs = Outputs::new();
         let mut saved = Saved::new(NAME);
-        let mut state = stepper.begin(y0)?;
+        let mut state = stepper.begin(&y0)?;
         let (mut grid, direction) = (vec![times[0]], (times[1] - times[0]).signum());
         if self.points == Points::All {
-            outputs.push(stepper.rounded(&state, accumulate, Purpose::Activation)?);
+            push_output(&stepper, &state, &mut outputs)?;
         }
         for (interval, &target) in times.iter().enumerate().skip(1) {
             let mut from = times[interval - 1];
             while (target - from) * direction > 0.0 {
                 if cx.save {
-                    saved = match &places {
-                        None => saved.share(
-                            cx,
-                            "y",
-                            &stepper.rounded(&state, self.options.precision.stored, Purpose::Saved)?,
-                        ),
-                        Some(places) if places.binary_search(&(grid.len() - 1)).is_ok() => {
-                            let kept = stepper.kept(&state)?;
-                            let saved = saved.share(cx, "high", &kept.high);
-                            kept.low.iter().fold(saved, |saved, low| saved.share(cx, "low", low))
+                    match &places {
+                        None => {
+                            for (idx, leaf) in state.iter().enumerate() {
+                                let stored = self.options.precision.leaf(idx).stored;
+                                saved = saved.share(cx, "y", &stepper.rounded(leaf, stored, Purpose::Saved)?);
+                            }
                         }
-                        Some(_) => saved,
-                    };
+                        Some(places) if places.binary_search(&(grid.len() - 1)).is_ok() => {
+                            for leaf in stepper.kept(&state)? {
+                                saved = saved.share(cx, "high", &leaf.high);
+                                saved = leaf.low.iter().fold(saved, |saved, low| saved.share(cx, "low", low));
+                            }
+                        }
+                        Some(_) => {}
+                    }
                 }
                 let span = Span { from, to: target };
                 let (span, next) = match &mut control {
@@ -159,7 +167,7 @@ impl OdeSolve {
                 grid.push(from);
             }
             if self.points == Points::All || interval + 1 == times.len() {
-                outputs.push(stepper.rounded(&state, accumulate, Purpose::Activation)?);
+                push_output(&stepper, &state, &mut outputs)?;
             }
         }
         self.options.record.note(|record| {
@@ -193,7 +201,7 @@ impl OdeSolve {
         {
             let states = saved.take_all("row_states");
             if let Some(solve) =
-                states.first().and_then(|y| crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, y))
+                states.first().and_then(|y| crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, &[y]))
             {
                 let needs_params = needs.get(1..).is_some_and(|it| it.contains(&true));
                 let (y0, params) = solve.pull_back(states, &times, grads, needs_params)?;
@@ -208,38 +216,47 @@ impl OdeSolve {
         };
         let n_steps = grid.len() - 1;
         let first_param = needs.len() - params.len();
-        let needs = Needs { params: needs[first_param..].contains(&true), time: t.is_some() && needs[1] };
+        let needs = Needs { params: needs[first_param..].contains(&true), time: t.is_some() && needs[self.n_leaves] };
         let marks = marks(&grid, &times);
         let incoming = |point: usize| match self.points {
             Points::All => marks.binary_search(&point).ok(),
             Points::Last => (point == n_steps).then_some(0),
         };
+        let first = if high.is_empty() { &states } else { &high };
+        let shapes: Vec<Shape> = first.iter().take(self.n_leaves).map(|it| it.shape().clone()).collect();
+        let numels: Vec<usize> = shapes.iter().map(Shape::numel).collect();
         let mut low = low.into_iter();
-        let kept: Vec<State> = high.into_iter().map(|high| State { high, low: low.next() }).collect();
-        let numel = kept.first().map_or(0, |state| state.high.numel());
-        let slots = self.options.storage.slots(numel, &self.options.precision)?.unwrap_or(1);
+        let leaves = high.into_iter().enumerate().map(|(idx, high)| {
+            let parts = self.options.precision.leaf(idx % self.n_leaves).state;
+            let low = if matches!(parts, StateSum::Compensated(_)) { low.next() } else { None };
+            Leaf { high, low }
+        });
+        let kept: Vec<State> = leaves.collect::<Vec<Leaf>>().chunks(self.n_leaves).map(<[Leaf]>::to_vec).collect();
+        let slots = self.options.storage.slots(&numels, &self.options.precision)?.unwrap_or(1);
         let places = if kept.len() > 1 { first_places(n_steps, slots) } else { vec![0] };
         let kept: Vec<(usize, State)> = places.into_iter().zip(kept).collect();
         let mut checkpoints = Checkpoints { stepper: &stepper, grid: &grid, slots, kept };
-        let mut adjoint = Adjoint::new(&stepper, &self.options.scaling, needs, grid.len());
+        let mut adjoint = Adjoint::new(&stepper, &self.options.scaling, needs, (grid.len(), shapes));
+        let mut cotangent = |point: usize| -> Vec<Option<Tensor>> {
+            let first = incoming(point).map(|idx| idx * self.n_leaves);
+            let leaf = |leaf: usize| grads.get_mut(first? + leaf)?.take();
+            (0..self.n_leaves).map(leaf).collect()
+        };
         for step in (0..n_steps).rev() {
-            let cotangent = incoming(step + 1).and_then(|idx| grads.get_mut(idx)?.take());
-            adjoint.add(Incoming { point: step + 1, cotangent })?;
-            let found = match states.pop() {
-                Some(high) => Some(high),
-                None => match checkpoints.state(step)? {
-                    Some(state) => Some(stepper.rounded(&state, self.options.precision.stored, Purpose::Activation)?),
-                    None => None,
-                },
+            adjoint.add(Incoming { point: step + 1, cotangent: cotangent(step + 1) })?;
+            let state = match states.len().checked_sub(self.n_leaves) {
+                Some(first) => states.drain(first..).map(|high| Leaf { high, low: None }).collect(),
+                None => {
+                    let missing = halfmode_autograd::Error::MissingRole { op: NAME, role: "y" };
+                    stored(&stepper, &checkpoints.state(step)?.ok_or(missing)?)?
+                }
             };
-            let high = found.ok_or(halfmode_autograd::Error::MissingRole { op: NAME, role: "y" })?;
-            adjoint.step(step, Span { from: grid[step], to: grid[step + 1] }, &State { high, low: None })?;
+            adjoint.step(step, Span { from: grid[step], to: grid[step + 1] }, &state)?;
         }
-        let cotangent = incoming(0).and_then(|idx| grads.get_mut(idx)?.take());
-        adjoint.add(Incoming { point: 0, cotangent })?;
+        adjoint.add(Incoming { point: 0, cotangent: cotangent(0) })?;
         let (y0, t_grad, params) = adjoint.finish(&marks)?;
         let t_grad = t.is_some().then_some(t_grad);
-        Ok(std::iter::once(y0).chain(t_grad).chain(params).collect())
+        Ok(y0.into_iter().chain(t_grad).chain(params).collect())
     }
 }
 
@@ -259,11 +276,28 @@ fn marks(grid: &[f64], times: &[f64]) -> Vec<usize> {
     (0..grid.len()).filter(|&idx| found[idx]).collect()
 }
 
+/// The state in the formats of those kept for backward: the point at which the adjoint linearises.
+fn stored(stepper: &Stepper<'_>, state: &State) -> Result<State> {
+    let leaf = |(idx, leaf): (usize, &Leaf)| {
+        let high = stepper.rounded(leaf, stepper.precision.leaf(idx).stored, Purpose::Activation)?;
+        Ok(Leaf { high, low: None })
+    };
+    state.iter().enumerate().map(leaf).collect()
+}
+
+/// Appends the state to the outputs, in the precision of sums.
+fn push_output(stepper: &Stepper<'_>, state: &State, outputs: &mut Outputs) -> Result<()> {
+    for leaf in state {
+        outputs.push(stepper.rounded(leaf, stepper.precision.accumulate, Purpose::Activation)?);
+    }
+    Ok(())
+}
+
 /// The state after a step, if it is finite.
 fn advance(stepper: &Stepper<'_>, state: &State, span: Span, (step, n_steps): (usize, usize)) -> Result<State> {
     let slopes = stepper.slopes(span, state, None)?;
     let next = stepper.advance(state, span.length(), &slopes)?;
-    if stepper.is_finite(&next.high) {
+    if next.iter().all(|leaf| stepper.is_finite(&leaf.high)) {
         Ok(next)
     } else {
         Err(Error::NonFiniteVelocity { step, n_steps, time: span.from })

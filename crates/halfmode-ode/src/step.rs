@@ -1,18 +1,24 @@
 //! One step of a method: forward, linearised, and the product with its Jacobian's transpose.
 
 use crate::kernels::{StepKernels, SumFormats, dot};
-use crate::{Error, OdePrecision, Record, Result, StateSum, Tableau, VectorField};
+use crate::{Error, Field, OdePrecision, Record, Result, StateSum, Tableau};
 use halfmode_autograd::{Cx, LeafId, Tape, Var};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
 use std::sync::Arc;
 
-/// The running state: a number, or the sum of two.
+/// The running state: one tensor, or several.
+pub(crate) type State = Vec<Leaf>;
+
+/// A tensor of the running state: numbers, or sums of two.
 #[derive(Clone, Debug)]
-pub(crate) struct State {
+pub(crate) struct Leaf {
     pub(crate) high: Tensor,
     pub(crate) low: Option<Tensor>,
 }
+
+/// A slope: as many tensors as the state has.
+pub(crate) type Slope = Vec<Tensor>;
 
 /// From where to where a step goes.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +40,7 @@ impl Span {
 
 /// What all steps of a solve share.
 pub(crate) struct Stepper<'a> {
-    pub(crate) field: &'a dyn VectorField,
+    pub(crate) field: &'a Field,
     pub(crate) tableau: &'static Tableau,
     pub(crate) precision: &'a OdePrecision,
     pub(crate) device: &'a Device,
@@ -51,14 +57,15 @@ pub(crate) struct Needs {
 
 /// A step's stages, each with the tape that made its slope.
 pub(crate) struct Linearised {
-    pub(crate) slopes: Vec<Tensor>,
-    stages: Vec<(Tape, Var)>,
+    pub(crate) slopes: Vec<Slope>,
+    stages: Vec<(Tape, Vec<Var>)>,
 }
 
 /// What a step's Jacobian, transposed, makes of a cotangent.
 pub(crate) struct Pullback {
-    /// Gradients of the stage inputs; their sum is that of the step's start, but for the identity.
-    pub(crate) stages: Vec<Tensor>,
+    /// Gradients of the stage inputs, `None` for zero; their sum over stages is that of the step's start, but for the
+    /// identity.
+    pub(crate) stages: Vec<Vec<Option<Tensor>>>,
     /// Sums over stages.
     pub(crate) params: Vec<Option<Tensor>>,
     /// Of the mean slope, by the start's time and by the step's length.
@@ -66,6 +73,12 @@ pub(crate) struct Pullback {
     pub(crate) length: f64,
     /// The mean slope times the cotangent.
     pub(crate) slope: f64,
+}
+
+/// `sum over l of a_l b_l`, `None` for zero.
+fn dots(a: &[Option<Tensor>], b: &[Tensor]) -> Result<f64> {
+    let pairs = a.iter().zip(b).filter_map(|(a, b)| Some((a.as_ref()?, b)));
+    pairs.map(|(a, b)| dot(a, b)).sum()
 }
 
 impl Stepper<'_> {
@@ -96,95 +109,113 @@ impl Stepper<'_> {
     }
 
     /// The state at the beginning of a solve.
-    pub(crate) fn begin(&self, y0: &Tensor) -> Result<State> {
-        let precision = self.precision.state.precision();
-        let high = y0.cast(precision, Purpose::Activation)?;
-        let low = match self.precision.state {
-            StateSum::Plain(_) => None,
-            StateSum::Compensated(_) => Some(self.device.combine(Some(y0), &[(-1.0, &high)], self.sums(precision))?),
+    pub(crate) fn begin(&self, y0: &[&Tensor]) -> Result<State> {
+        let leaf = |(idx, y0): (usize, &&Tensor)| {
+            let sum = self.precision.leaf(idx).state;
+            let high = y0.cast(sum.precision(), Purpose::Activation)?;
+            let low = match sum {
+                StateSum::Plain(_) => None,
+                StateSum::Compensated(precision) => {
+                    Some(self.device.combine(Some(y0), &[(-1.0, &high)], self.sums(precision))?)
+                }
+            };
+            Ok(Leaf { high, low })
         };
-        Ok(State { high, low })
+        y0.iter().enumerate().map(leaf).collect()
     }
 
-    /// The state as one tensor of another format.
-    pub(crate) fn rounded(&self, state: &State, to: Precision, purpose: Purpose) -> Result<Tensor> {
-        match &state.low {
-            None => Ok(state.high.cast(to, purpose)?),
-            Some(_) if to == state.high.precision() => Ok(state.high.clone()),
-            Some(low) => self.device.combine(Some(&state.high), &[(1.0, low)], SumFormats { purpose, ..self.sums(to) }),
+    /// A leaf as one tensor of another format.
+    pub(crate) fn rounded(&self, leaf: &Leaf, to: Precision, purpose: Purpose) -> Result<Tensor> {
+        match &leaf.low {
+            None => Ok(leaf.high.cast(to, purpose)?),
+            Some(_) if to == leaf.high.precision() => Ok(leaf.high.clone()),
+            Some(low) => self.device.combine(Some(&leaf.high), &[(1.0, low)], SumFormats { purpose, ..self.sums(to) }),
         }
     }
 
     /// The state in buffers of its own, counted as saved.
     pub(crate) fn kept(&self, state: &State) -> Result<State> {
-        let low = state.low.as_ref().map(|low| low.copy(Purpose::Saved)).transpose()?;
-        Ok(State { high: state.high.copy(Purpose::Saved)?, low })
+        let leaf = |leaf: &Leaf| {
+            let low = leaf.low.as_ref().map(|low| low.copy(Purpose::Saved)).transpose()?;
+            Ok(Leaf { high: leaf.high.copy(Purpose::Saved)?, low })
+        };
+        state.iter().map(leaf).collect()
     }
 
-    /// The point at which stage `j` asks for a velocity, in the velocity's format.
-    fn stage_input(&self, state: &State, h: f64, slopes: &[Tensor]) -> Result<Tensor> {
+    /// The point at which the stage after `slopes` asks for a velocity, in the velocity's formats.
+    fn stage_input(&self, state: &State, h: f64, slopes: &[Slope]) -> Result<Vec<Tensor>> {
         let row = self.tableau.a[slopes.len()];
-        let low = state.low.iter().map(|low| (1.0, low));
-        let terms: Vec<(f64, &Tensor)> = low.chain(row.iter().map(|a| a * h).zip(slopes)).collect();
-        self.device.combine(Some(&state.high), &terms, self.sums(self.precision.velocity_storage()))
+        let leaf = |(idx, leaf): (usize, &Leaf)| {
+            let low = leaf.low.iter().map(|low| (1.0, low));
+            let slopes = slopes.iter().map(|slope| &slope[idx]);
+            let terms: Vec<(f64, &Tensor)> = low.chain(row.iter().map(|a| a * h).zip(slopes)).collect();
+            self.device.combine(Some(&leaf.high), &terms, self.sums(self.precision.leaf(idx).velocity))
+        };
+        state.iter().enumerate().map(leaf).collect()
     }
 
-    fn checked(&self, state: &State, slope: &Var) -> Result<()> {
+    fn checked(&self, state: &State, slope: &[Var]) -> Result<()> {
         self.record.note(|record| record.n_velocities += 1);
-        let (expected, found) = (state.high.shape(), slope.value().shape());
-        if expected == found {
-            return Ok(());
+        if slope.len() != state.len() {
+            return Err(Error::Leaves { expected: state.len(), found: slope.len() });
         }
-        Err(Error::Velocity { expected: expected.clone(), found: found.clone() })
+        for (leaf, slope) in state.iter().zip(slope) {
+            let (expected, found) = (leaf.high.shape(), slope.value().shape());
+            if expected != found {
+                return Err(Error::Velocity { expected: expected.clone(), found: found.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// The slopes that the step needs; `first` is that of the first stage, if it is known.
-    pub(crate) fn slopes(&self, span: Span, state: &State, first: Option<Tensor>) -> Result<Vec<Tensor>> {
+    pub(crate) fn slopes(&self, span: Span, state: &State, first: Option<Slope>) -> Result<Vec<Slope>> {
         self.some_slopes(span, state, (self.tableau.n_weighted(), first))
     }
 
     /// As [`Stepper::slopes`], with those that serve the error estimate alone.
-    pub(crate) fn all_slopes(&self, span: Span, state: &State, first: Option<Tensor>) -> Result<Vec<Tensor>> {
+    pub(crate) fn all_slopes(&self, span: Span, state: &State, first: Option<Slope>) -> Result<Vec<Slope>> {
         self.some_slopes(span, state, (self.tableau.n_stages(), first))
     }
 
     /// The slope at the beginning.
-    pub(crate) fn first_slope(&self, span: Span, state: &State) -> Result<Tensor> {
-        let slopes = self.some_slopes(span, state, (1, None))?;
-        let shape = state.high.shape().clone();
-        slopes.into_iter().next().ok_or(Error::Velocity { expected: shape.clone(), found: shape })
+    pub(crate) fn first_slope(&self, span: Span, state: &State) -> Result<Slope> {
+        Ok(self.some_slopes(span, state, (1, None))?.into_iter().next().unwrap_or_default())
     }
 
-    fn some_slopes(&self, span: Span, state: &State, (n, first): (usize, Option<Tensor>)) -> Result<Vec<Tensor>> {
-        let mut slopes: Vec<Tensor> = first.into_iter().collect();
+    fn some_slopes(&self, span: Span, state: &State, (n, first): (usize, Option<Slope>)) -> Result<Vec<Slope>> {
+        let mut slopes: Vec<Slope> = first.into_iter().collect();
         for &node in self.tableau.c.iter().take(n).skip(slopes.len()) {
             let mut tape = Tape::new(self.cx(false));
             let params: Vec<Var> = self.params.iter().map(|it| tape.constant(it.clone())).collect();
-            let input = self.stage_input(state, span.length(), &slopes)?;
-            let (y, t) = (tape.constant(input), tape.constant(self.time(span.at(node))?));
-            let slope = self.field.velocity_at(&mut tape, span.at(node), &t, &y, &params)?;
+            let inputs = self.stage_input(state, span.length(), &slopes)?;
+            let y: Vec<Var> = inputs.into_iter().map(|it| tape.constant(it)).collect();
+            let t = tape.constant(self.time(span.at(node))?);
+            let slope = self.field.velocities(&mut tape, span.at(node), &t, &y, &params)?;
             self.checked(state, &slope)?;
-            slopes.push(slope.into_value());
+            slopes.push(slope.into_iter().map(Var::into_value).collect());
         }
         Ok(slopes)
     }
 
     /// The state after a step.
-    pub(crate) fn advance(&self, state: &State, h: f64, slopes: &[Tensor]) -> Result<State> {
-        let terms: Vec<(f64, &Tensor)> = self.tableau.b.iter().map(|b| b * h).zip(slopes).collect();
-        let precision = self.precision.state.precision();
-        let Some(low) = &state.low else {
-            return Ok(State {
-                high: self.device.combine(Some(&state.high), &terms, self.sums(precision))?,
-                low: None,
-            });
+    pub(crate) fn advance(&self, state: &State, h: f64, slopes: &[Slope]) -> Result<State> {
+        let leaf = |(idx, leaf): (usize, &Leaf)| {
+            let slopes = slopes.iter().map(|slope| &slope[idx]);
+            let terms: Vec<(f64, &Tensor)> = self.tableau.b.iter().map(|b| b * h).zip(slopes).collect();
+            let precision = self.precision.leaf(idx).state.precision();
+            let Some(low) = &leaf.low else {
+                let high = self.device.combine(Some(&leaf.high), &terms, self.sums(precision))?;
+                return Ok(Leaf { high, low: None });
+            };
+            // What rounding takes from the first number, the second holds: (old - new) is exact.
+            let terms: Vec<(f64, &Tensor)> = std::iter::once((1.0, low)).chain(terms).collect();
+            let high = self.device.combine(Some(&leaf.high), &terms, self.sums(precision))?;
+            let gone = self.device.combine(Some(&leaf.high), &[(-1.0, &high)], self.sums(self.precision.accumulate))?;
+            let low = self.device.combine(Some(&gone), &terms, self.sums(precision))?;
+            Ok(Leaf { high, low: Some(low) })
         };
-        // What rounding takes from the first number, the second holds: (old - new) is exact.
-        let terms: Vec<(f64, &Tensor)> = std::iter::once((1.0, low)).chain(terms).collect();
-        let high = self.device.combine(Some(&state.high), &terms, self.sums(precision))?;
-        let gone = self.device.combine(Some(&state.high), &[(-1.0, &high)], self.sums(self.precision.accumulate))?;
-        let low = self.device.combine(Some(&gone), &terms, self.sums(precision))?;
-        Ok(State { high, low: Some(low) })
+        state.iter().enumerate().map(leaf).collect()
     }
 
     /// The stages of a step from `state`, recorded.
@@ -194,16 +225,16 @@ impl Stepper<'_> {
             let mut tape = Tape::new(self.cx(true));
             let (y, t) = (self.stage_input(state, span.length(), &out.slopes)?, self.time(span.at(node))?);
             // Leaves: the state, the time, then the parameters.
-            let y = tape.leaf(y);
+            let y: Vec<Var> = y.into_iter().map(|it| tape.leaf(it)).collect();
             let t = if needs.time { tape.leaf(t) } else { tape.constant(t) };
             let one = |tape: &mut Tape, it: &Tensor| match needs.params {
                 true => tape.leaf(it.clone()),
                 false => tape.constant(it.clone()),
             };
             let params: Vec<Var> = self.params.iter().map(|it| one(&mut tape, it)).collect();
-            let slope = self.field.velocity_at(&mut tape, span.at(node), &t, &y, &params)?;
+            let slope = self.field.velocities(&mut tape, span.at(node), &t, &y, &params)?;
             self.checked(state, &slope)?;
-            out.slopes.push(slope.value().clone());
+            out.slopes.push(slope.iter().map(|it| it.value().clone()).collect());
             out.stages.push((tape, slope));
         }
         Ok(out)
@@ -215,39 +246,47 @@ impl Stepper<'_> {
         &self,
         span: Span,
         linearised: Linearised,
-        cotangent: &Tensor,
+        cotangent: &[Option<Tensor>],
         needs: Needs,
         check: bool,
     ) -> Result<Option<Pullback>> {
         let (tableau, h, sums) = (self.tableau, span.length(), self.precision.accumulate);
         let Linearised { slopes, mut stages } = linearised;
-        let mut inputs: Vec<Option<Tensor>> = vec![None; slopes.len()];
+        let n_leaves = cotangent.len();
+        let mut inputs: Vec<Vec<Option<Tensor>>> = vec![vec![None; n_leaves]; slopes.len()];
         let mut params: Vec<Option<Tensor>> = vec![None; self.params.len()];
         let (mut time, mut length, mut mean) = (0.0, 0.0, 0.0);
         while let Some((tape, slope)) = stages.pop() {
             let j = stages.len();
             // b_j = weight_j c + h sum over m > j of a_mj w_m
-            let later = inputs.iter().enumerate().skip(j + 1);
-            let later = later.filter_map(|(m, w)| Some((h * tableau.a[m][j], w.as_ref()?)));
-            let terms: Vec<(f64, &Tensor)> =
-                std::iter::once((tableau.b[j], cotangent)).chain(later).filter(|it| it.0 != 0.0).collect();
-            if terms.is_empty() || !slope.is_tracked() {
+            let mut seeds = Vec::with_capacity(n_leaves);
+            for (leaf, slope) in slope.into_iter().enumerate().filter(|(_, slope)| slope.is_tracked()) {
+                let later = inputs.iter().enumerate().skip(j + 1);
+                let later = later.filter_map(|(m, w)| Some((h * tableau.a[m][j], w[leaf].as_ref()?)));
+                let own = cotangent[leaf].iter().map(|it| (tableau.b[j], it));
+                let terms: Vec<(f64, &Tensor)> = own.chain(later).filter(|it| it.0 != 0.0).collect();
+                if terms.is_empty() {
+                    continue;
+                }
+                let b = self.device.combine(None, &terms, self.sums(slope.value().precision()))?;
+                if check && !b.all_finite() {
+                    return Ok(None);
+                }
+                seeds.push((slope, b));
+            }
+            if seeds.is_empty() {
                 continue;
             }
-            let b = self.device.combine(None, &terms, self.sums(slope.value().precision()))?;
-            if check && !b.all_finite() {
-                return Ok(None);
-            }
-            let mut grads: Vec<Option<Tensor>> = vec![None; 2 + self.params.len()];
-            let first_param = 1 + usize::from(needs.time);
-            tape.backward_from(vec![(slope, b)], &mut |LeafId(idx), grad| {
-                let slot = if idx < first_param { idx } else { idx - first_param + 2 };
+            let mut grads: Vec<Option<Tensor>> = vec![None; n_leaves + 1 + self.params.len()];
+            let first_param = n_leaves + usize::from(needs.time);
+            tape.backward_from(seeds, &mut |LeafId(idx), grad| {
+                let slot = if idx < first_param { idx } else { idx - first_param + n_leaves + 1 };
                 grads[slot] = Some(grad);
                 Ok(())
             })?;
             let mut grads = grads.into_iter();
-            inputs[j] = grads.next().flatten();
-            if check && inputs[j].as_ref().is_some_and(|w| !w.all_finite()) {
+            inputs[j] = grads.by_ref().take(n_leaves).collect();
+            if check && inputs[j].iter().flatten().any(|w| !w.all_finite()) {
                 return Ok(None);
             }
             if let Some(grad) = grads.next().flatten()
@@ -270,18 +309,16 @@ impl Stepper<'_> {
         }
         if needs.time {
             for (j, slope) in slopes.iter().enumerate() {
-                mean += if tableau.b[j] == 0.0 { 0.0 } else { tableau.b[j] * dot(cotangent, slope)? };
+                mean += if tableau.b[j] == 0.0 { 0.0 } else { tableau.b[j] * dots(cotangent, slope)? };
                 for (m, w) in inputs.iter().enumerate().skip(j + 1) {
                     let a = tableau.a[m][j];
-                    if let (Some(w), true) = (w, a != 0.0) {
-                        length += a * dot(w, slope)?;
-                    }
+                    length += if a == 0.0 { 0.0 } else { a * dots(w, slope)? };
                 }
             }
             if check && !(time.is_finite() && length.is_finite() && mean.is_finite()) {
                 return Ok(None);
             }
         }
-        Ok(Some(Pullback { stages: inputs.into_iter().flatten().collect(), params, time, length, slope: mean }))
+        Ok(Some(Pullback { stages: inputs, params, time, length, slope: mean }))
     }
 }

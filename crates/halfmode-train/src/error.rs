@@ -66,6 +66,18 @@ pub enum Error {
         /// Values it got.
         found: usize,
     },
+    /// A label that names no class.
+    #[error("{op}: label {label} of sample {sample} is no class: there are {n_classes}, counted from 0")]
+    Label {
+        /// The operation.
+        op: &'static str,
+        /// The sample, from 0.
+        sample: usize,
+        /// What it is said to be.
+        label: usize,
+        /// Classes that there are.
+        n_classes: usize,
+    },
     /// A setting outside its range.
     #[error("{setting} = {value} is not {expected}")]
     Setting {

@@ -11,10 +11,10 @@ use rayon::prelude::*;
 const TILE: usize = 64;
 
 /// Per channel: the accumulator nearest to the mean, what the mean is above it, and the reciprocal deviation.
-struct Statistics<R> {
-    centre: Vec<R>,
-    above: Vec<f64>,
-    rstd: Vec<f64>,
+pub(crate) struct Statistics<R> {
+    pub(crate) centre: Vec<R>,
+    pub(crate) above: Vec<f64>,
+    pub(crate) rstd: Vec<f64>,
 }
 
 impl Dims {
@@ -31,12 +31,12 @@ impl Dims {
         (self.rows * if self.per_channel { 1 } else { self.c }) as f64
     }
 
-    fn sample(&self, b: usize) -> std::ops::Range<usize> {
+    pub(crate) fn sample(&self, b: usize) -> std::ops::Range<usize> {
         b * self.rows * self.c..(b + 1) * self.rows * self.c
     }
 
     /// Column sums of what `add` makes of every tile.
-    fn sums<R: Real>(&self, x: View<'_>, tile: &mut [R], mut add: impl FnMut(&[R], &mut [R])) -> Vec<f64> {
+    pub(crate) fn sums<R: Real>(&self, x: View<'_>, tile: &mut [R], mut add: impl FnMut(&[R], &mut [R])) -> Vec<f64> {
         let (mut sums, mut part) = (vec![0.0; self.c], vec![R::ZERO; self.c]);
         for start in (0..x.len()).step_by(TILE * self.c) {
             let rows = x.slice(start..(start + TILE * self.c).min(x.len())).widened(tile);
@@ -47,7 +47,7 @@ impl Dims {
         sums
     }
 
-    fn statistics<R: Real>(&self, x: View<'_>, tile: &mut [R]) -> Statistics<R> {
+    pub(crate) fn statistics<R: Real>(&self, x: View<'_>, tile: &mut [R]) -> Statistics<R> {
         let n = self.n_shared();
         let sums = self.shared(self.sums(x, tile, add_column_sums));
         let mean: Vec<f64> = sums.into_iter().map(|sum| sum / n).collect();
@@ -76,7 +76,7 @@ fn add_squares<R: Real>(x: &[R], centre: &[R], sums: &mut [R]) {
 }
 
 /// `sums[c] += sum over rows of g[row, c] (x[row, c] - centre[c])`
-fn add_products<R: Real>(x: &[R], g: &[R], centre: &[R], sums: &mut [R]) {
+pub(crate) fn add_products<R: Real>(x: &[R], g: &[R], centre: &[R], sums: &mut [R]) {
     R::vectorised(
         #[inline(always)]
         || {
@@ -130,7 +130,7 @@ pub(super) fn forward(
 }
 
 /// `y[row, c] = (x[row, c] - centre[c]) factor[c] + shift[c]`
-fn scale_rows<R: Real>(x: &[R], centre: &[R], [factor, shift]: [&[R]; 2], y: &mut [R]) {
+pub(crate) fn scale_rows<R: Real>(x: &[R], centre: &[R], [factor, shift]: [&[R]; 2], y: &mut [R]) {
     R::vectorised(
         #[inline(always)]
         || {

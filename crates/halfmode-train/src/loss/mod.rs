@@ -1,5 +1,6 @@
 //! Losses as ops, and the same errors as plain functions for evaluation.
 
+mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod evaluate;
@@ -9,6 +10,7 @@ mod grid_differences;
 mod h1;
 mod lp;
 
+pub use cross_entropy::CrossEntropy;
 pub use evaluate::{relative_h1, relative_l2};
 pub use fields::Reduction;
 pub use h1::H1Loss;

@@ -1,0 +1,271 @@
+//! Convolutions, their transposes, pooling and the rectifier: definitions, adjoints, gradients, precisions.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::{Value, allowed, cases, distance, norm, policy, rounded, run, sensitivity, tensors};
+use halfmode_autograd::{Cx, Op};
+use halfmode_nn::{AveragePool, Conv2d, ConvKind, Init, ParamSpec, Relu, conv2d_reference};
+use halfmode_precision::Precision;
+use halfmode_tensor::{Device, Purpose, Shape, Tensor};
+use halfmode_testkit::{Rng, adjoint, assert_close, devices, gradcheck, run_op, tol};
+use proptest::prelude::*;
+
+/// A legal call.
+#[derive(Clone, Debug)]
+struct Case {
+    conv: Conv2d,
+    field: [usize; 4],
+    weight: [usize; 4],
+    seed: u64,
+}
+
+impl Case {
+    fn c_y(&self) -> usize {
+        self.weight[if self.conv.kind == ConvKind::Forward { 3 } else { 2 }]
+    }
+
+    fn shapes(&self) -> Vec<Vec<usize>> {
+        vec![self.field.to_vec(), self.weight.to_vec(), vec![self.c_y()]]
+    }
+
+    fn op(&self) -> Box<dyn Op> {
+        Box::new(self.conv)
+    }
+
+    fn inputs(&self, device: &Device, precision: Precision) -> Vec<Tensor> {
+        let mut rng = Rng::new(self.seed);
+        self.shapes().iter().map(|shape| rng.tensor(device, shape, precision)).collect()
+    }
+
+    /// Products in the longest sum: that of a weight's gradient, or that of a point.
+    fn n_terms(&self) -> usize {
+        (self.field[0] * (self.field[1] + 8) * (self.field[2] + 8)).max(self.weight.iter().product())
+    }
+
+    fn is_legal(&self) -> bool {
+        let zeros = |shape: &[usize]| vec![0.0; shape.iter().product()];
+        let (shape, _) =
+            conv2d_reference(self.conv, (self.field, &zeros(&self.field)), (self.weight, &zeros(&self.weight)));
+        shape.iter().all(|&n| n > 0)
+    }
+}
+
+/// Fields of 1 to 9 points, kernels of 1 to 5, odd and even, any padding up to 4, channels beside and beyond those of
+/// a vector register.
+fn call() -> impl Strategy<Value = Case> {
+    let pair = |range: std::ops::Range<usize>| [range.clone(), range];
+    let channels = prop_oneof![4 => 1usize..6, 1 => 15usize..19];
+    let kind = prop_oneof![Just(ConvKind::Forward), Just(ConvKind::Transposed)];
+    let sizes = (pair(1..10), pair(1..6), pair(0..5), 1usize..4, channels.clone(), channels);
+    (kind, sizes, any::<u64>())
+        .prop_map(|(kind, ([n1, n2], [k1, k2], padding, batch, c_in, c_out), seed)| {
+            let c_x = if kind == ConvKind::Forward { c_in } else { c_out };
+            let conv = Conv2d { kind, padding };
+            Case { conv, field: [batch, n1, n2, c_x], weight: [k1, k2, c_in, c_out], seed }
+        })
+        .prop_filter("something of the field is left", Case::is_legal)
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_vec().unwrap()
+}
+
+proptest! {
+    #![proptest_config(cases(64))]
+
+    #[test]
+    fn the_map_is_its_definition(case in call()) {
+        for device in devices() {
+            let cx = Cx::new(&device, &policy(Precision::F64));
+            let inputs = case.inputs(&device, Precision::F64);
+            let [x, w, bias] = [0, 1, 2].map(|idx| values(&inputs[idx]));
+            let (shape, mut want) = conv2d_reference(case.conv, (case.field, &x), (case.weight, &w));
+            let y = case.op().forward(&cx, &[&inputs[0], &inputs[1]]).unwrap().0.remove(0);
+            prop_assert_eq!(y.shape(), &Shape::from(shape));
+            assert_close!("y", values(&y), want, tol(Precision::F64, case.n_terms()));
+            want.chunks_mut(case.c_y()).for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
+            let refs: Vec<&Tensor> = inputs.iter().collect();
+            let y = case.op().forward(&cx, &refs).unwrap().0.remove(0);
+            assert_close!("y with bias", values(&y), want, tol(Precision::F64, case.n_terms()));
+        }
+    }
+
+    #[test]
+    fn gradients_match_differences(case in call()) {
+        let device = Device::cpu(2).unwrap();
+        let inputs = case.inputs(&device, Precision::F64);
+        gradcheck(&device, &|| case.op(), &inputs, case.seed);
+        gradcheck(&device, &|| case.op(), &inputs[..2], case.seed);
+    }
+
+    #[test]
+    fn the_maps_are_adjoint_in_every_precision(case in call()) {
+        let device = Device::cpu(2).unwrap();
+        for precision in Precision::ALL {
+            let cx = Cx::new(&device, &policy(precision));
+            let inputs = case.inputs(&device, precision);
+            for idx in 0..2 {
+                adjoint(&cx, &|| case.op(), &inputs[..2], idx, case.n_terms(), case.seed);
+            }
+        }
+    }
+
+    /// The gradient by the field is the transpose as the definition has it.
+    #[test]
+    fn the_gradient_is_the_transposed_definition(case in call()) {
+        let device = Device::cpu(2).unwrap();
+        let cx = Cx::new(&device, &policy(Precision::F64));
+        let inputs = case.inputs(&device, Precision::F64);
+        let y = case.op().forward(&cx, &[&inputs[0], &inputs[1]]).unwrap().0.remove(0);
+        let g = Rng::new(case.seed ^ 1).normals(y.numel());
+        let (_, grads) = run_op(&cx, case.op(), &inputs[..2], &g);
+        let kind = if case.conv.kind == ConvKind::Forward { ConvKind::Transposed } else { ConvKind::Forward };
+        let adjoint = Conv2d { kind, ..case.conv };
+        let image = y.shape()[..].try_into().unwrap();
+        let (_, want) = conv2d_reference(adjoint, (image, &g), (case.weight, &values(&inputs[1])));
+        assert_close!("gx", values(grads[0].as_ref().unwrap()), want, tol(Precision::F64, case.n_terms()));
+    }
+
+    /// Every result is that of double precision but for the rounding of stored values and of sums.
+    #[test]
+    fn every_precision_is_within_its_roundings(case in call()) {
+        let device = Device::cpu(2).unwrap();
+        for precision in Precision::ALL {
+            let mut rng = Rng::new(case.seed);
+            let mut operands: Vec<Vec<f64>> =
+                case.shapes().iter().map(|shape| rounded(&rng.normals(shape.iter().product()), precision)).collect();
+            let (shape, _) = conv2d_reference(case.conv, (case.field, &operands[0]), (case.weight, &operands[1]));
+            operands.push(rounded(&rng.normals(shape.iter().product()), precision));
+            let result = |precision: Precision, operands: &[Vec<f64>]| {
+                let inputs: Vec<Value> = case.shapes().into_iter().zip(operands.iter().cloned()).collect();
+                let cx = Cx::new(&device, &policy(precision));
+                run(&cx, case.op(), &tensors(&device, &inputs, precision), &operands[3])
+            };
+            let f = |operands: &[Vec<f64>]| result(Precision::F64, operands);
+            let (got, want) = (result(precision, &operands), f(&operands));
+            let sensitivities = sensitivity(&f, &operands, case.seed);
+            for idx in 0..got.len() {
+                let bound = allowed(precision, case.n_terms(), 2, norm(&want[idx]), sensitivities[idx]);
+                let error = distance(&got[idx], &want[idx]);
+                assert!(error <= bound, "result {idx} in {precision}: {error:.3e} > {bound:.3e}");
+            }
+        }
+    }
+}
+
+/// The sizes of a residual network's blocks, in which every path of the matrix products is the fast one.
+#[test]
+fn the_sizes_of_networks_are_right_too() {
+    let device = Device::cpu(2).unwrap();
+    for (n, c_in, c_out, k) in [(32, 16, 16, 3), (16, 32, 32, 3), (8, 64, 64, 3), (32, 3, 16, 3), (12, 16, 32, 1)] {
+        for kind in [ConvKind::Forward, ConvKind::Transposed] {
+            let conv = Conv2d { kind, padding: [k / 2; 2] };
+            let c_x = if kind == ConvKind::Forward { c_in } else { c_out };
+            let case = Case { conv, field: [2, n, n, c_x], weight: [k, k, c_in, c_out], seed: 5 };
+            let inputs = case.inputs(&device, Precision::F32);
+            let (x, w) = (values(&inputs[0]), values(&inputs[1]));
+            let cx = Cx::new(&device, &policy(Precision::F32));
+            let (_, want) = conv2d_reference(conv, (case.field, &x), (case.weight, &w));
+            let y = case.op().forward(&cx, &[&inputs[0], &inputs[1]]).unwrap().0.remove(0);
+            assert_close!("y", values(&y), want, tol(Precision::F32, k * k * c_x));
+            adjoint(&cx, &|| case.op(), &inputs[..2], 1, case.n_terms(), 3);
+        }
+    }
+}
+
+/// Numbers by hand: which axis is which, and that a kernel is not turned round.
+#[test]
+fn small_values_by_hand() {
+    let device = Device::cpu(1).unwrap();
+    let cx = Cx::new(&device, &policy(Precision::F64));
+    let tensor = |shape: &[usize], values: &[f64]| {
+        Tensor::from_slice(&device, values, shape, Precision::F64, Purpose::Activation).unwrap()
+    };
+    let x = tensor(&[1, 2, 3, 1], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let w = tensor(&[1, 2, 1, 1], &[1.0, 10.0]);
+    let value = |op: Conv2d, x: &Tensor| values(&op.forward(&cx, &[x, &w]).unwrap().0[0]);
+    assert_eq!(value(Conv2d::new(0), &x), [21.0, 32.0, 54.0, 65.0]);
+    let two = tensor(&[1, 2, 1, 1], &[1.0, 2.0]);
+    assert_eq!(value(Conv2d::transposed(0), &two), [1.0, 10.0, 2.0, 20.0]);
+    let pool = AveragePool::halving([2, 3]).forward(&cx, &[&x]).unwrap().0.remove(0);
+    assert_eq!((pool.shape(), values(&pool)), (&Shape::from([1, 1, 1, 1]), vec![3.0]));
+    let relu = Relu.forward(&cx, &[&tensor(&[4], &[-1.0, 0.0, 2.0, f64::NAN])]).unwrap().0.remove(0);
+    assert!(values(&relu)[..3] == [0.0, 0.0, 2.0] && values(&relu)[3].is_nan());
+}
+
+/// The file's order is torch's.
+#[test]
+fn weights_are_stored_in_the_order_of_the_kernel() {
+    let spec = ParamSpec::convolution("w", [2, 3, 2, 1], Init::Zeros);
+    assert_eq!(spec.stored_shape(), Shape::from([2, 1, 3, 2]));
+    let file: Vec<usize> = (0..12).collect();
+    let stored = spec.to_stored(&file);
+    // Output channel 1, input channel 2, kernel row 1.
+    assert_eq!(stored[(3 + 2) * 2 + 1], 6 + 2 * 2 + 1);
+    assert_eq!(spec.to_file(&stored), file);
+}
+
+#[test]
+fn pools_and_rectifiers_have_gradients_and_precisions() {
+    let device = Device::cpu(2).unwrap();
+    for (field, window) in [([4, 6], [2, 2]), ([5, 7], [2, 3]), ([3, 5], [3, 5]), ([1, 1], [1, 1])] {
+        let pool = AveragePool { field, window };
+        for precision in Precision::ALL {
+            let cx = Cx::new(&device, &policy(precision));
+            let x = Rng::new(3).tensor(&device, &[2, field[0], field[1], 3], precision);
+            adjoint(&cx, &|| Box::new(pool), std::slice::from_ref(&x), 0, field[0] * field[1], 4);
+        }
+        let x = Rng::new(3).tensor(&device, &[2, field[0], field[1], 3], Precision::F64);
+        gradcheck(&device, &|| Box::new(pool), std::slice::from_ref(&x), 5);
+        gradcheck(&device, &|| Box::new(Relu), std::slice::from_ref(&x), 6);
+    }
+}
+
+#[test]
+fn wrong_sizes_are_errors_that_say_what_to_do() {
+    let device = Device::cpu(1).unwrap();
+    let cx = Cx::new(&device, &policy(Precision::F32));
+    let zeros = |shape: &[usize]| {
+        let n = shape.iter().product::<usize>();
+        Tensor::from_slice(&device, &vec![0.0; n], shape, Precision::F32, Purpose::Activation).unwrap()
+    };
+    let said = |op: &dyn Op, inputs: &[&Tensor]| op.forward(&cx, inputs).unwrap_err().to_string();
+    let (x, w) = (zeros(&[1, 4, 4, 3]), zeros(&[5, 5, 3, 2]));
+    let message = said(&Conv2d::new(0), &[&x, &w]);
+    assert!(message.contains("a field of 4 x 4 points under a kernel of 5 x 5 with padding 0 and 0"), "{message}");
+    assert!(said(&Conv2d::new(2), &[&zeros(&[1, 4, 4, 2]), &w]).contains("expected shape [1, 4, 4, 3] for `x`"));
+    assert!(said(&Conv2d::new(2), &[&x, &zeros(&[5, 5, 3])]).contains("`weight`"));
+    assert!(said(&Conv2d::new(2), &[&x, &w, &zeros(&[3])]).contains("`bias`"));
+    assert!(said(&Conv2d::new(2), &[&x]).contains("takes 3 inputs"));
+    assert!(said(&Conv2d::transposed(4), &[&zeros(&[1, 4, 4, 2]), &w]).contains("conv_transpose2d"));
+    assert!(said(&AveragePool::halving([1, 4]), &[&zeros(&[1, 1, 4, 3])]).contains("kernel of 2 x 2"));
+    assert!(said(&AveragePool::halving([2, 4]), &[&x]).contains("`x`"));
+}
+
+/// Neither threads nor the planning device's twin change anything: bits there, bytes here.
+#[test]
+fn threads_change_no_bit_and_plans_count_every_byte() {
+    let case = Case { conv: Conv2d::new(1), field: [3, 17, 13, 5], weight: [3, 3, 5, 18], seed: 8 };
+    for precision in Precision::ALL {
+        let policy = policy(precision);
+        let results: Vec<_> = devices()
+            .iter()
+            .map(|device| {
+                let n = 3 * 17 * 13 * 18;
+                run(&Cx::new(device, &policy), case.op(), &case.inputs(device, precision), &Rng::new(2).normals(n))
+            })
+            .collect();
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{precision}");
+        let cpu = Device::cpu(2).unwrap();
+        let peaks = [cpu.clone(), cpu.twin()].map(|device| {
+            let inputs = case.inputs(&device, precision);
+            let (y, _) = run_op(&Cx::new(&device, &policy), case.op(), &inputs, &vec![0.5; 3 * 17 * 13 * 18]);
+            drop(y);
+            device.memory()
+        });
+        for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
+            assert_eq!(run.peak, planned.peak, "{purpose} in {precision}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The fused symmetric layer against the composition of small ops.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::{cases, policy};
+use halfmode_autograd::{Cx, LeafId, Tape};
+use halfmode_nn::SymmetricConv;
+use halfmode_precision::Precision;
+use halfmode_tensor::{Device, Purpose, Tensor};
+use halfmode_testkit::{Rng, devices, gradcheck, rel_l2, run_op};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+struct Case {
+    op: SymmetricConv,
+    field: [usize; 4],
+    weight: [usize; 4],
+    seed: u64,
+}
+
+fn call() -> impl Strategy<Value = Case> {
+    let channels = || prop_oneof![4 => 1usize..6, 1 => 15usize..19];
+    // At least three points, so that the norm of a channel is not that of a single number.
+    ([3usize..9, 1usize..9], [1usize..4, 1usize..4], 1usize..4, channels(), channels(), any::<u64>()).prop_map(
+        |([n1, n2], [k1, k2], batch, c_in, c_out, seed)| Case {
+            op: SymmetricConv { padding: [k1 / 2, k2 / 2] },
+            field: [batch, n1, n2, c_in],
+            weight: [k1, k2, c_in, c_out],
+            seed,
+        },
+    )
+}
+
+impl Case {
+    fn inputs(&self, device: &Device, precision: Precision) -> Vec<Tensor> {
+        let mut rng = Rng::new(self.seed);
+        let shapes = [&self.field[..], &self.weight[..], &self.weight[3..]];
+        shapes.map(|shape| rng.tensor(device, shape, precision)).to_vec()
+    }
+
+    /// Output and gradients by small ops.
+    fn composed(&self, cx: &Cx, inputs: &[Tensor], g: &[f64]) -> Vec<Vec<f64>> {
+        let mut tape = Tape::new(cx.clone());
+        let vars: Vec<_> = inputs.iter().map(|it| tape.leaf(it.clone())).collect();
+        let y = self.op.composed(&mut tape, [&vars[0], &vars[1], &vars[2]]).unwrap();
+        let mut out = vec![y.value().to_vec::<f64>().unwrap(), vec![], vec![], vec![]];
+        let seed = Tensor::from_slice(&cx.device, g, y.value().shape().clone(), y.value().precision(), Purpose::Grad);
+        let seeds = vec![(y, seed.unwrap())];
+        tape.backward_from(seeds, &mut |LeafId(idx), grad| {
+            out[idx + 1] = grad.to_vec::<f64>()?;
+            Ok(())
+        })
+        .unwrap();
+        out
+    }
+
+    fn fused(&self, cx: &Cx, inputs: &[Tensor], g: &[f64]) -> Vec<Vec<f64>> {
+        let (y, grads) = run_op(cx, Box::new(self.op), inputs, g);
+        std::iter::once(Some(y)).chain(grads).map(|it| it.unwrap().to_vec::<f64>().unwrap()).collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn the_fused_layer_is_the_composition(case in call()) {
+        for device in devices() {
+            let cx = Cx::new(&device, &policy(Precision::F64));
+            let inputs = case.inputs(&device, Precision::F64);
+            let g = Rng::new(case.seed ^ 2).normals(inputs[0].numel());
+            let (got, want) = (case.fused(&cx, &inputs, &g), case.composed(&cx, &inputs, &g));
+            for (idx, (got, want)) in got.iter().zip(&want).enumerate() {
+                // A rectifier that lets next to nothing through has a variance near zero, and a norm that divides by
+                // its root: up to 300 for the 1e-5 beside it, squared in gradients.
+                let size = want.iter().map(|it| it * it).sum::<f64>().sqrt();
+                let error = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+                prop_assert!(error <= 1e-10 * (1.0 + size), "result {idx}: {error:e} of {size:e}");
+            }
+        }
+    }
+}
+
+/// Away from the kink of the rectifier: with a large bias nothing is cut off, with a mixed one what is cut off stays so.
+#[test]
+fn gradients_match_differences() {
+    let device = Device::cpu(2).unwrap();
+    for (seed, weight) in [(1, [3, 3, 2, 3]), (2, [1, 3, 4, 2]), (3, [3, 1, 1, 17])] {
+        let op = SymmetricConv { padding: [weight[0] / 2, weight[1] / 2] };
+        let case = Case { op, field: [2, 4, 5, weight[2]], weight, seed };
+        let mut inputs = case.inputs(&device, Precision::F64);
+        let far: Vec<f64> = (0..weight[3]).map(|c| if c % 2 == 0 { 40.0 } else { -40.0 }).collect();
+        inputs[2] = Tensor::from_slice(&device, &far, [weight[3]], Precision::F64, Purpose::Param).unwrap();
+        gradcheck(&device, &|| Box::new(op), &inputs, seed);
+    }
+}
+
+/// Halves keep their inputs and the hidden field in half; everything between is f32. Against double precision on the
+/// same inputs each result is within a few roundings of the hidden field, as the norm and two sums pass them on.
+#[test]
+fn halves_are_as_close_as_their_roundings() {
+    let device = Device::cpu(2).unwrap();
+    let case = Case { op: SymmetricConv { padding: [1, 1] }, field: [2, 8, 8, 16], weight: [3, 3, 16, 16], seed: 4 };
+    for (precision, unit) in
+        [(Precision::F32, 2f64.powi(-24)), (Precision::F16, 2f64.powi(-11)), (Precision::Bf16, 2f64.powi(-8))]
+    {
+        let inputs = case.inputs(&device, precision);
+        let wide: Vec<Tensor> = inputs.iter().map(|it| it.cast(Precision::F64, Purpose::Param).unwrap()).collect();
+        // A number that all formats hold.
+        let g: Vec<f64> = Rng::new(9).normals(inputs[0].numel()).iter().map(|g| (g * 16.0).round() / 16.0).collect();
+        let got = case.fused(&Cx::new(&device, &policy(precision)), &inputs, &g);
+        let want = case.fused(&Cx::new(&device, &policy(Precision::F64)), &wide, &g);
+        for (idx, (got, want)) in got.iter().zip(&want).enumerate() {
+            let error = rel_l2(got, want);
+            // Hidden and output are rounded; sums of 144 and 128 terms in f32 add less than the last term.
+            let bound = 4.0 * unit + 8.0 * 2f64.powi(-24) * 12.0;
+            assert!(error <= bound, "result {idx} in {precision}: {error:e} > {bound:e}");
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit_and_plans_count_every_byte() {
+    let case = Case { op: SymmetricConv { padding: [1, 1] }, field: [3, 9, 7, 5], weight: [3, 3, 5, 18], seed: 8 };
+    for precision in Precision::ALL {
+        let policy = policy(precision);
+        let g = Rng::new(2).normals(3 * 9 * 7 * 5);
+        let results: Vec<_> = devices()
+            .iter()
+            .map(|device| case.fused(&Cx::new(device, &policy), &case.inputs(device, precision), &g))
+            .collect();
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{precision}");
+        let cpu = Device::cpu(2).unwrap();
+        let peaks = [cpu.clone(), cpu.twin()].map(|device| {
+            drop(run_op(&Cx::new(&device, &policy), Box::new(case.op), &case.inputs(&device, precision), &g));
+            device.memory()
+        });
+        for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
+            assert_eq!(run.peak, planned.peak, "{purpose} in {precision}");
+        }
+    }
+}

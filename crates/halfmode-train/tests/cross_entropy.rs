@@ -1,0 +1,39 @@
+//! The cross entropy: values by hand, gradients, errors.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use halfmode_autograd::{Cx, Op};
+use halfmode_precision::{Precision, PrecisionPolicy};
+use halfmode_tensor::{Device, Purpose, Tensor};
+use halfmode_testkit::{Rng, gradcheck};
+use halfmode_train::{CrossEntropy, Reduction};
+use std::sync::Arc;
+
+fn loss(labels: &[usize], reduction: Reduction) -> CrossEntropy {
+    CrossEntropy { labels: labels.into(), reduction }
+}
+
+#[test]
+fn values_by_hand_however_large_the_logits() {
+    let device = Device::cpu(1).unwrap();
+    let cx = Cx::new(&device, &Arc::new(PrecisionPolicy::double()));
+    let logits = Tensor::from_slice(&device, &[0.0, 0.0, 1e4, 0.0], [2, 1, 2], Precision::F64, Purpose::Activation);
+    let logits = logits.unwrap();
+    let value = |labels: &[usize], reduction| {
+        loss(labels, reduction).forward(&cx, &[&logits]).unwrap().0[0].to_vec::<f64>().unwrap()[0]
+    };
+    assert!((value(&[0, 0], Reduction::Sum) - 2f64.ln()).abs() < 1e-15);
+    assert!((value(&[1, 1], Reduction::Mean) - (2f64.ln() + 1e4) / 2.0).abs() < 1e-11);
+    let said = |labels: &[usize]| loss(labels, Reduction::Sum).forward(&cx, &[&logits]).unwrap_err().to_string();
+    assert!(said(&[0]).contains("expected 2 values in `labels`, found 1"), "{}", said(&[0]));
+    assert!(said(&[0, 2]).contains("label 2 of sample 1 is no class: there are 2"), "{}", said(&[0, 2]));
+}
+
+#[test]
+fn gradients_match_differences() {
+    let device = Device::cpu(1).unwrap();
+    let logits = Rng::new(3).tensor(&device, &[4, 1, 1, 7], Precision::F64);
+    for reduction in [Reduction::Sum, Reduction::Mean] {
+        let op = || -> Box<dyn Op> { Box::new(loss(&[6, 0, 3, 3], reduction)) };
+        gradcheck(&device, &op, std::slice::from_ref(&logits), 1);
+    }
+}
