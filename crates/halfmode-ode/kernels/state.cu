@@ -30,6 +30,14 @@ extern "C" __global__ void combine(const S* base, const R* t0, const R* t1, cons
 
 extern "C" __global__ void set(T* out, f64 value) { out[0] = narrow<T>(value); }
 
+extern "C" __global__ void set_some(T* out, int first, int n, f64 v0, f64 v1, f64 v2, f64 v3, f64 v4, f64 v5, f64 v6,
+                                    f64 v7, f64 v8, f64 v9, f64 v10, f64 v11, f64 v12, f64 v13, f64 v14, f64 v15) {
+    f64 values[16] = {v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15};
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+        if (threadIdx.x == i && i < n) out[first + i] = narrow<T>(values[i]);
+}
+
 // [rows, channels] with the time appended, and back.
 extern "C" __global__ void append_time(const S* y, const R* time, T* out, long long rows, int channels) {
     T last = narrow<T>(widen<A>(time[0]));

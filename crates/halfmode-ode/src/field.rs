@@ -75,6 +75,11 @@ pub trait TupleField {
         Vec::new()
     }
 
+    /// The planar field that this is, where it is one: a GPU has kernels that take it through all steps at once.
+    fn as_planar(&self) -> Option<&crate::PlanarField> {
+        None
+    }
+
     /// `dy/dt` at time `t`, one tensor for each of the state.
     ///
     /// # Shapes

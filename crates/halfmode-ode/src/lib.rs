@@ -14,6 +14,8 @@ mod mlp;
 mod mlp_solve;
 mod odeint;
 mod planar_field;
+#[cfg(feature = "cuda")]
+mod planar_solve;
 mod precision;
 mod record;
 mod scaling;

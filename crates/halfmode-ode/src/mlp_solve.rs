@@ -5,6 +5,7 @@
 //! makes gradients of weights of them.
 
 use crate::solve::{OdeSolve, Points};
+use crate::state_cuda::left_word;
 use crate::{AdjointScaling, Error, Field, MlpField, Result, StateSum, Steps, Storage, Tableau, TimeInput};
 use halfmode_autograd::{Cx, Outputs, Saved};
 use halfmode_precision::{DType, Format, Precision};
@@ -103,20 +104,14 @@ impl<'a> MlpSolve<'a> {
     }
 
     fn defines(&self) -> Vec<String> {
-        let Tableau { a, b, c, .. } = self.tableau;
         let mut defines = vec![
             define("T", self.storage),
             define("W", self.params[0].precision()),
             define("D", self.channels),
             define("H", self.hidden),
             define("HIDDEN", self.n_hidden),
-            define("STAGES", self.tableau.n_stages()),
         ];
-        for (j, row) in a.iter().enumerate() {
-            defines.extend(row.iter().enumerate().map(|(m, a)| define(&format!("A{j}{m}"), format!("{a:?}"))));
-        }
-        defines.extend(b.iter().enumerate().map(|(j, b)| define(&format!("B{j}"), format!("{b:?}"))));
-        defines.extend(c.iter().enumerate().skip(1).map(|(j, c)| define(&format!("C{j}"), format!("{c:?}"))));
+        defines.extend(self.tableau.defines());
         defines
     }
 
@@ -193,8 +188,7 @@ impl<'a> MlpSolve<'a> {
             }
         }
         outputs.push(y);
-        if let Some(word) = self.word(&status)?.filter(|it| *it > 0) {
-            let step = (i64::from(i32::MAX) - (word & 0xffff_ffff)) as usize;
+        if let Some(step) = self.solve.first_bad_step(self.device, &status)? {
             return Err(Error::NonFiniteVelocity { step, n_steps, time: times[step.min(n_steps)] });
         }
         self.solve.options.record.note(|record| {
@@ -206,16 +200,6 @@ impl<'a> MlpSolve<'a> {
             saved = saved.share(cx, "param", param);
         }
         Ok((outputs, saved))
-    }
-
-    /// What a kernel left, unless the host must not wait because a step is recorded.
-    fn word(&self, word: &Tensor) -> Result<Option<i64>> {
-        match self.device.as_cuda() {
-            Some(cuda) if !cuda.context().is_recording() => {
-                Ok(word.to_vec::<f64>()?.first().map(|it| it.to_bits().cast_signed()))
-            }
-            _ => Ok(None),
-        }
     }
 
     /// Gradients by the first state and by the parameters.
@@ -339,7 +323,7 @@ impl<'a> Sweep<'a> {
 
     fn finish(self, times: &[f64]) -> Result<(Option<Tensor>, Vec<Option<Tensor>>)> {
         let (solve, n_steps) = (self.solve, times.len() - 1);
-        if let Some(word) = solve.word(&self.failure)?.filter(|it| *it > 0) {
+        if let Some(word) = left_word(solve.device, &self.failure)?.filter(|it| *it > 0) {
             let (step, attempts) = ((word >> 32) as usize - 1, (word >> 16 & 0xffff) as u32);
             let scale = ((word & 0xffff) as f64 - EXPONENT_BIAS as f64).exp2();
             return Err(Error::NonFiniteAdjoint { step, n_steps, scale, attempts });

@@ -55,6 +55,10 @@ impl TupleField for PlanarField {
         layers.collect()
     }
 
+    fn as_planar(&self) -> Option<&PlanarField> {
+        Some(self)
+    }
+
     fn velocities(&self, tape: &mut Tape, t: &Var, y: &[Var], params: &[Var]) -> Result<Vec<Var>> {
         let [z, _] = y else {
             return Err(Error::Arity { op: "planar_field", expected: 2, found: y.len() });

@@ -118,6 +118,12 @@ impl OdeSolve {
         if let Some(solve) = crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, &y0) {
             return solve.run(cx, y0[0], &times);
         }
+        #[cfg(feature = "cuda")]
+        if let [z, l] = y0[..]
+            && let Some(solve) = crate::planar_solve::PlanarSolve::of(self, &cx.device, &params, [z, l])
+        {
+            return solve.run(cx, [z, l], &times);
+        }
         let stepper = self.stepper(&cx.device, &params);
         let mut control = match self.options.steps {
             Steps::Grid => None,
@@ -199,6 +205,13 @@ impl OdeSolve {
         let (params, mut states) = (saved.take_all("param"), saved.take_all("y"));
         #[cfg(feature = "cuda")]
         {
+            if let Some(kept) = saved.take_all("points").pop() {
+                let state = [saved.take("z")?, saved.take("l")?];
+                let [z, l] = &state;
+                if let Some(solve) = crate::planar_solve::PlanarSolve::of(self, &cx.device, &params, [z, l]) {
+                    return solve.pull_back(&kept, [z, l], &times, grads);
+                }
+            }
             let states = saved.take_all("row_states");
             if let Some(solve) =
                 states.first().and_then(|y| crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, &[y]))

@@ -1,7 +1,8 @@
 //! What a solver does to whole states, on a GPU.
 
-use crate::Result;
 use crate::kernels::SumFormats;
+use crate::solve::OdeSolve;
+use crate::{Result, Tableau};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::cuda::{Arg, CudaDevice, Grid, Source, count, define};
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -72,6 +73,21 @@ pub(crate) fn time(cuda: &CudaDevice, device: &Device, t: f64) -> Result<Tensor>
     Ok(out)
 }
 
+/// Numbers of one launch of `set_some`.
+const SOME: usize = 16;
+
+/// Numbers on the device: arguments of launches, so that the host does not wait and what is recorded keeps them.
+pub(crate) fn upload_f64s(device: &Device, values: &[f64]) -> Result<Tensor> {
+    let mut out = device.alloc_unwritten([values.len()], DType::real(Precision::F64), Purpose::Workspace)?;
+    let Some(cuda) = device.as_cuda() else { return Ok(out) };
+    for (idx, some) in values.chunks(SOME).enumerate() {
+        let mut args = vec![out.output()?, Arg::I32((idx * SOME) as i32), Arg::I32(some.len() as i32)];
+        args.extend((0..SOME).map(|i| Arg::F64(some.get(i).copied().unwrap_or(0.0))));
+        cuda.launch(KERNELS, &sum_defines(Precision::F64, Precision::F64), "set_some", Grid::row(1, SOME), &args)?;
+    }
+    Ok(out)
+}
+
 /// Writes rows of channels with the time behind them.
 pub(crate) fn append_time(cuda: &CudaDevice, y: &Tensor, time: &Tensor, out: &mut Tensor) -> Result<()> {
     let channels = out.shape().last().copied().unwrap_or(1) - 1;
@@ -98,4 +114,36 @@ pub(crate) fn sum_time(cuda: &CudaDevice, grad: &Tensor, out: &mut Tensor) -> Re
     let defines = sum_defines(grad.precision(), out.precision());
     let args = [grad.input()?, out.output()?, rows, Arg::I32(channels as i32)];
     Ok(cuda.launch(KERNELS, &defines, "sum_time", Grid::row(1, 256), &args)?)
+}
+
+/// What a kernel left in a word, unless the host must not wait because a step is recorded.
+pub(crate) fn left_word(device: &Device, word: &Tensor) -> Result<Option<i64>> {
+    match device.as_cuda() {
+        Some(cuda) if !cuda.context().is_recording() => {
+            Ok(word.to_vec::<f64>()?.first().map(|it| it.to_bits().cast_signed()))
+        }
+        _ => Ok(None),
+    }
+}
+
+impl OdeSolve {
+    /// The first step after which a state was not finite: kernels leave its number taken off the largest integer.
+    pub(crate) fn first_bad_step(&self, device: &Device, status: &Tensor) -> Result<Option<usize>> {
+        let word = left_word(device, status)?.filter(|it| *it > 0);
+        Ok(word.map(|it| (i64::from(i32::MAX) - (it & 0xffff_ffff)) as usize))
+    }
+}
+
+impl Tableau {
+    /// The coefficients as definitions of a kernel.
+    pub(crate) fn defines(&self) -> Vec<String> {
+        let Tableau { a, b, c, .. } = self;
+        let mut defines = vec![define("STAGES", self.n_stages())];
+        for (j, row) in a.iter().enumerate() {
+            defines.extend(row.iter().enumerate().map(|(m, a)| define(&format!("A{j}{m}"), format!("{a:?}"))));
+        }
+        defines.extend(b.iter().enumerate().map(|(j, b)| define(&format!("B{j}"), format!("{b:?}"))));
+        defines.extend(c.iter().enumerate().skip(1).map(|(j, c)| define(&format!("C{j}"), format!("{c:?}"))));
+        defines
+    }
 }
