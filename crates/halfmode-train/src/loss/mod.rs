@@ -5,11 +5,13 @@ mod cuda;
 mod evaluate;
 mod field_loss;
 mod fields;
+mod gaussian_nll;
 mod grid_differences;
 mod h1;
 mod lp;
 
 pub use evaluate::{relative_h1, relative_l2};
 pub use fields::Reduction;
+pub use gaussian_nll::GaussianNll;
 pub use h1::H1Loss;
 pub use lp::LpLoss;
