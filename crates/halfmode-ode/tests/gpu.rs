@@ -4,12 +4,11 @@
 mod common;
 
 use common::{ALL, Ask, LAST, Problem, Solution, double, linspace, mixed, square, tanh_problem};
-use halfmode_autograd::{Result, Tape, Var};
-use halfmode_ode::{
-    AdjointScaling, Method, MlpField, OdeOptions, OdePrecision, Points, Storage, TimeInput, VectorField,
-};
+use halfmode_autograd::{Cx, LeafId, Result, Tape, Var};
+use halfmode_ode::{AdjointScaling, Method, MlpField, OdeOptions, OdePrecision, PlanarField, Points, Storage};
+use halfmode_ode::{TimeInput, Times, TupleField, VectorField, odeint_tuple, odeint_tuple_last};
 use halfmode_precision::{Format, Precision};
-use halfmode_tensor::Device;
+use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Rng, gpu, rel_l2};
 use std::sync::Arc;
 
@@ -217,4 +216,81 @@ fn what_is_not_finite_is_a_typed_error_on_a_gpu() {
     let again = problem.solve(&gpu, &mixed(Precision::F16), LAST, &square).unwrap();
     let twice = problem.solve(&gpu, &mixed(Precision::F16), LAST, &square).unwrap();
     assert_eq!((again.theta(), again.grad_y0), (twice.theta(), twice.grad_y0));
+}
+
+/// Points in the plane, their log-densities, and the parameters of a planar field.
+struct Flow {
+    field: PlanarField,
+    params: Vec<(Vec<usize>, Vec<f64>)>,
+    z: (Vec<usize>, Vec<f64>),
+    times: Vec<f64>,
+}
+
+impl Flow {
+    fn new((dim, hidden, n_flows, batch): Sizes, n_steps: usize, seed: u64) -> Self {
+        let (mut rng, field) = (Rng::new(seed), PlanarField { dim, hidden, n_flows });
+        let params = field.param_specs().into_iter().map(|spec| {
+            let (shape, n) = (spec.file_shape.clone(), spec.n_scalars());
+            let fan_in = shape.get(1).copied().unwrap_or(4) as f64;
+            (shape, rng.normals(n).iter().map(|it| 1.5 * it / fan_in.sqrt()).collect())
+        });
+        let params = params.collect();
+        Flow { field, params, z: (vec![batch, dim], rng.normals(batch * dim)), times: linspace(1.0, 0.0, n_steps) }
+    }
+
+    /// Outputs, and gradients by points, log-densities and parameters in a row, of a mean over the batch.
+    fn solve(&self, device: &Device, options: &OdeOptions, all: bool) -> (Vec<Vec<f64>>, [Vec<f64>; 3]) {
+        let (policy, wide) = (&options.precision.velocity, options.precision.accumulate);
+        let mut tape = Tape::new(Cx::new(device, policy));
+        let leaf = |tape: &mut Tape, (shape, values): &(Vec<usize>, Vec<f64>), precision| {
+            tape.leaf(Tensor::from_slice(device, values, shape.clone(), precision, Purpose::Param).unwrap())
+        };
+        let batch = self.z.0[0];
+        let state = [leaf(&mut tape, &self.z, wide), leaf(&mut tape, &(vec![batch, 1], vec![0.25; batch]), wide)];
+        let params: Vec<Var> = self.params.iter().map(|it| leaf(&mut tape, it, policy.weights)).collect();
+        let (field, times) = (Arc::new(self.field), Times::Fixed(&self.times));
+        let outputs = match all {
+            true => odeint_tuple(&mut tape, &field, &state, times, &params, options).unwrap().concat(),
+            false => odeint_tuple_last(&mut tape, &field, &state, times, &params, options).unwrap(),
+        };
+        let values: Vec<Vec<f64>> = outputs.iter().map(|it| it.value().to_vec().unwrap()).collect();
+        let mut rng = Rng::new(77);
+        let seeds = outputs.into_iter().map(|output| {
+            let shape = output.value().shape().clone();
+            let values: Vec<f64> = rng.normals(shape.numel()).iter().map(|it| it / batch as f64).collect();
+            (output, Tensor::from_slice(device, &values, shape, wide, Purpose::Activation).unwrap())
+        });
+        let seeds = seeds.collect();
+        drop((state, params));
+        let mut grads = [Vec::new(), Vec::new(), Vec::new()];
+        tape.backward_from(seeds, &mut |LeafId(idx), grad| {
+            grads[idx.min(2)].extend(grad.to_vec::<f64>()?);
+            Ok(())
+        })
+        .unwrap();
+        (values, grads)
+    }
+}
+
+#[test]
+fn planar_flows_of_all_sizes_on_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    let cpu = Device::cpu(2).unwrap();
+    let full = || OdeOptions::new(OdePrecision::full());
+    let sizes = [(2, 32, 128, 100), (2, 5, 1, 1), (1, 8, 33, 17), (3, 16, 31, 64), (2, 7, 257, 15), (5, 4, 64, 33)];
+    for (idx, sizes) in sizes.into_iter().enumerate() {
+        for method in [Method::Euler, Method::Midpoint, Method::Rk4, Method::Rk4ThreeEighths] {
+            let flow = Flow::new(sizes, 18, 31 + idx as u64);
+            let (want, want_grads) = flow.solve(&cpu, &double().method(method), idx % 2 == 1);
+            for (options, most) in [(full(), 1e-5), (mixed(Precision::F16), 3e-3), (mixed(Precision::Bf16), 2e-2)] {
+                let (got, grads) = flow.solve(&gpu, &options.method(method), idx % 2 == 1);
+                let of_values = got.iter().zip(&want).map(|(a, b)| rel_l2(a, b));
+                let of_grads = grads.iter().zip(&want_grads).map(|(a, b)| rel_l2(a, b));
+                let errors: Vec<f64> = of_values.chain(of_grads).collect();
+                let largest = errors.iter().copied().fold(0.0, f64::max);
+                println!("{sizes:?} {method:?}: {largest:.2e}");
+                assert!(largest <= most, "{sizes:?} {method:?}: {}", show(&errors));
+            }
+        }
+    }
 }
