@@ -31,6 +31,7 @@ mod row_map;
 mod rows;
 mod spectral_conv;
 mod symmetric_conv;
+mod tanh_mlp;
 
 pub use batch_norm::{BatchNorm, BatchStatistics};
 pub use complex::{JoinComplex, SplitComplex};
@@ -50,6 +51,7 @@ pub use relu::Relu;
 pub use resize::{FourierResample, Interpolate, Margin};
 pub use spectral_conv::{FftNorm, ModeProduct, SpectralConv};
 pub use symmetric_conv::SymmetricConv;
+pub use tanh_mlp::{TanhMlp, TimeColumn};
 
 /// The result of everything that can fail here.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -2,7 +2,7 @@
 
 use crate::{TimeChannel, VectorField};
 use halfmode_autograd::{Result, Tape, Var};
-use halfmode_nn::{ChannelBias, Init, Linear, ParamSpec, Tanh};
+use halfmode_nn::{ChannelBias, Init, Linear, ParamSpec, Tanh, TanhMlp, TimeColumn};
 
 /// Whether a field sees the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,14 @@ impl VectorField for MlpField {
     }
 
     fn velocity(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var> {
+        if tape.cx().device.is_cpu() && params.len() == 2 * self.hidden.len() + 2 {
+            let (mut inputs, time) = match self.time {
+                TimeInput::None => (vec![y], TimeColumn::None),
+                TimeInput::Concatenated => (vec![y, t], TimeColumn::Last),
+            };
+            inputs.extend(params);
+            return tape.apply(TanhMlp(time), &inputs);
+        }
         let mut x = match self.time {
             TimeInput::None => y.clone(),
             TimeInput::Concatenated => tape.apply(TimeChannel, &[y, t])?,

@@ -1,0 +1,203 @@
+//! The fused perceptron against the composition of small ops.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::{cases, norm, policy};
+use halfmode_autograd::{Cx, LeafId, Op, Tape};
+use halfmode_nn::{ChannelBias, Linear, Tanh, TanhMlp, TimeColumn};
+use halfmode_precision::Precision;
+use halfmode_tensor::{Device, Purpose, Tensor};
+use halfmode_testkit::{Rng, assert_close, devices, gradcheck, run_op, tol};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+struct Case {
+    time: TimeColumn,
+    rows: Vec<usize>,
+    /// Channels in, of every hidden layer, and out.
+    widths: Vec<usize>,
+    seed: u64,
+}
+
+impl Case {
+    fn op(&self) -> TanhMlp {
+        TanhMlp(self.time)
+    }
+
+    fn n_rows(&self) -> usize {
+        self.rows.iter().product()
+    }
+
+    fn n_out(&self) -> usize {
+        self.n_rows() * self.widths[self.widths.len() - 1]
+    }
+
+    /// The state, the time, weights and biases.
+    fn inputs(&self, device: &Device, precision: Precision) -> Vec<Tensor> {
+        let mut rng = Rng::new(self.seed);
+        let mut inputs = vec![rng.tensor(device, &[&self.rows[..], &self.widths[..1]].concat(), precision)];
+        if self.time == TimeColumn::Last {
+            let t = Tensor::from_slice(device, &[0.375], [1], Precision::F64, Purpose::Activation).unwrap();
+            inputs.push(t);
+        }
+        for (idx, pair) in self.widths.windows(2).enumerate() {
+            let c_in = pair[0] + usize::from(idx == 0 && self.time == TimeColumn::Last);
+            let scale = 1.0 / (c_in as f64).sqrt();
+            let w: Vec<f64> = rng.normals(pair[1] * c_in).iter().map(|w| w * scale).collect();
+            inputs.push(Tensor::from_slice(device, &w, [pair[1], c_in], precision, Purpose::Param).unwrap());
+            inputs.push(rng.tensor(device, &[pair[1]], precision));
+        }
+        inputs
+    }
+
+    fn fused(&self, cx: &Cx, inputs: &[Tensor], g: &[f64]) -> Vec<Vec<f64>> {
+        let (y, grads) = run_op(cx, Box::new(self.op()), inputs, g);
+        std::iter::once(Some(y)).chain(grads).map(|it| it.unwrap().to_vec::<f64>().unwrap()).collect()
+    }
+
+    /// By small ops: the time is a channel like any other.
+    fn composed(&self, cx: &Cx, inputs: &[Tensor], g: &[f64]) -> Vec<Vec<f64>> {
+        let timed = self.time == TimeColumn::Last;
+        let mut tape = Tape::new(cx.clone());
+        let mut first = inputs[0].to_vec::<f64>().unwrap();
+        let c = self.widths[0];
+        if timed {
+            first = first.chunks(c).flat_map(|row| [row, &[0.375]].concat()).collect();
+        }
+        let shape = [self.n_rows(), c + usize::from(timed)];
+        let x = Tensor::from_slice(&cx.device, &first, shape, inputs[0].precision(), Purpose::Activation).unwrap();
+        let leaf = tape.leaf(x);
+        let weights: Vec<_> = inputs[1 + usize::from(timed)..].iter().map(|it| tape.leaf(it.clone())).collect();
+        let mut x = leaf;
+        for (idx, layer) in weights.chunks(2).enumerate() {
+            if idx > 0 {
+                x = tape.apply(Tanh, &[&x]).unwrap();
+            }
+            x = tape.apply(Linear, &[&x, &layer[0]]).unwrap();
+            x = tape.apply(ChannelBias, &[&x, &layer[1]]).unwrap();
+        }
+        let mut out = vec![x.value().to_vec::<f64>().unwrap()];
+        let mut grads = vec![Vec::new(); 1 + weights.len()];
+        let shape = x.value().shape().clone();
+        let seed = Tensor::from_slice(&cx.device, g, shape, x.value().precision(), Purpose::Activation).unwrap();
+        tape.backward_from(vec![(x, seed)], &mut |LeafId(idx), grad| {
+            grads[idx] = grad.to_vec::<f64>()?;
+            Ok(())
+        })
+        .unwrap();
+        let wide = grads.remove(0);
+        if timed {
+            out.push(wide.chunks(c + 1).flat_map(|row| row[..c].to_vec()).collect());
+            out.push(vec![wide.iter().skip(c).step_by(c + 1).sum()]);
+        } else {
+            out.push(wide);
+        }
+        out.extend(grads);
+        out
+    }
+}
+
+/// Rows within and beyond a tile, widths within and beyond a panel.
+fn call() -> impl Strategy<Value = Case> {
+    let width = || prop_oneof![3 => 1usize..9, 1 => 30usize..70];
+    let rows = prop_oneof![3 => proptest::collection::vec(1usize..6, 1..3), 1 => Just(vec![131]), 1 => Just(vec![2, 150])];
+    let time = prop_oneof![Just(TimeColumn::None), Just(TimeColumn::Last)];
+    (time, rows, proptest::collection::vec(width(), 2..6), any::<u64>())
+        .prop_map(|(time, rows, widths, seed)| Case { time, rows, widths, seed })
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn the_fused_perceptron_is_the_composition(case in call()) {
+        for device in devices() {
+            for precision in [Precision::F64, Precision::F32] {
+                let cx = Cx::new(&device, &policy(precision));
+                let inputs = case.inputs(&device, precision);
+                let g = Rng::new(case.seed ^ 2).normals(case.n_out());
+                let (got, want) = (case.fused(&cx, &inputs, &g), case.composed(&cx, &inputs, &g));
+                prop_assert_eq!(got.len(), want.len());
+                let terms = case.n_rows() * case.widths.iter().max().unwrap() * case.widths.len();
+                // What may cancel in a sum is its terms: the time's slope and biases sum over rows.
+                let size = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
+                let largest = want.iter().map(|it| size(it)).fold(0.0, f64::max);
+                for (idx, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let off: Vec<f64> = got.iter().zip(want).map(|(a, b)| a - b).collect();
+                    let bound = 4.0 * tol(precision, terms) * largest;
+                    prop_assert!(size(&off) <= bound, "result {idx} in {precision}: {:e} > {bound:e}", size(&off));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_match_differences(case in call()) {
+        let device = Device::cpu(2).unwrap();
+        let inputs = case.inputs(&device, Precision::F64);
+        gradcheck(&device, &|| Box::new(case.op()), &inputs, case.seed);
+    }
+}
+
+/// Halves round what they keep and return; everything between is f32.
+#[test]
+fn halves_are_as_close_as_their_roundings() {
+    let device = Device::cpu(2).unwrap();
+    let case = Case { time: TimeColumn::Last, rows: vec![300], widths: vec![64, 256, 256, 64], seed: 4 };
+    for (precision, unit) in
+        [(Precision::F32, 2f64.powi(-24)), (Precision::F16, 2f64.powi(-11)), (Precision::Bf16, 2f64.powi(-8))]
+    {
+        let inputs = case.inputs(&device, precision);
+        let wide: Vec<Tensor> = inputs.iter().map(|it| it.cast(Precision::F64, Purpose::Param).unwrap()).collect();
+        let g: Vec<f64> = Rng::new(9).normals(case.n_out()).iter().map(|g| (g * 16.0).round() / 16.0).collect();
+        let got = case.fused(&Cx::new(&device, &policy(precision)), &inputs, &g);
+        let want = case.fused(&Cx::new(&device, &policy(Precision::F64)), &wide, &g);
+        for (idx, (got, expected)) in got.iter().zip(&want).enumerate() {
+            // Inputs of products, slopes of two tanh, and the result are rounded; sums of 300 terms in f32.
+            let bound = 6.0 * unit + 8.0 * 2f64.powi(-24) * 17.4;
+            if idx == 2 {
+                // The time's slope is the first bias's gradient times the time's weights; of that, terms cancel.
+                let w = wide[2].to_vec::<f64>().unwrap();
+                let size = norm(&want[4]) * norm(&w.chunks(65).map(|row| row[64]).collect::<Vec<_>>());
+                assert!((got[0] - expected[0]).abs() <= bound * size, "the time in {precision}");
+                continue;
+            }
+            assert_close!(format!("result {idx} in {precision}"), got, expected, bound);
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit_and_plans_count_every_byte() {
+    let case = Case { time: TimeColumn::Last, rows: vec![7, 43], widths: vec![5, 40, 33, 5], seed: 8 };
+    for precision in Precision::ALL {
+        let policy = policy(precision);
+        let g = Rng::new(2).normals(case.n_out());
+        let results: Vec<_> = devices()
+            .iter()
+            .map(|device| case.fused(&Cx::new(device, &policy), &case.inputs(device, precision), &g))
+            .collect();
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{precision}");
+        let cpu = Device::cpu(2).unwrap();
+        let peaks = [cpu.clone(), cpu.twin()].map(|device| {
+            drop(run_op(&Cx::new(&device, &policy), Box::new(case.op()), &case.inputs(&device, precision), &g));
+            device.memory()
+        });
+        for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
+            assert_eq!(run.peak, planned.peak, "{purpose} in {precision}");
+        }
+    }
+}
+
+#[test]
+fn wrong_sizes_are_errors_that_name_the_operand() {
+    let device = Device::cpu(1).unwrap();
+    let cx = Cx::new(&device, &policy(Precision::F32));
+    let zeros = |shape: &[usize]| Rng::new(1).tensor(&device, shape, Precision::F32);
+    let (x, w, b) = (zeros(&[2, 3]), zeros(&[4, 3]), zeros(&[4]));
+    let said = |inputs: &[&Tensor]| TanhMlp(TimeColumn::None).forward(&cx, inputs).unwrap_err().to_string();
+    assert!(said(&[&x, &zeros(&[4, 5]), &b]).contains("expected shape [4, 3] for `weight`"));
+    assert!(said(&[&x, &w, &zeros(&[3])]).contains("`bias`"));
+    assert!(said(&[&x, &w]).contains("takes 3 inputs"));
+}
