@@ -20,11 +20,12 @@ mod cuda {
     use halfmode_autograd::{Tape, Var};
     use halfmode_benches::noise;
     use halfmode_nn::Params;
-    use halfmode_ode::{MlpField, OdeOptions, OdePrecision, TimeInput, Times, VectorField, odeint_last};
+    use halfmode_ode::{MlpField, OdeOptions, OdePrecision, PlanarField, TimeInput, Times, TupleField, VectorField};
+    use halfmode_ode::{odeint_last, odeint_tuple_last};
     use halfmode_precision::{LossScale, Precision, PrecisionPolicy};
     use halfmode_tensor::cuda::{CudaDevice, CudaError, Timer};
     use halfmode_tensor::{Device, Purpose, Tensor};
-    use halfmode_train::{AdamW, AdamWConfig, AdamWKind, LpLoss, RecordedStep, Result};
+    use halfmode_train::{AdamW, AdamWConfig, AdamWKind, GaussianNll, LpLoss, RecordedStep, Result};
     use std::sync::Arc;
 
     const WARM_UP: usize = 5;
@@ -45,8 +46,19 @@ mod cuda {
         make: fn(&Device, &OdeOptions) -> (Params, Loss),
     }
 
-    const ROWS: [Row; 1] =
-        [Row { name: "ode_mlp_b4096_d64_w256x3_rk4x32", peer: Peer { ms: 86.1818, mb: 337.2 }, make: perceptron }];
+    const ROWS: [Row; 3] = [
+        Row { name: "ode_mlp_b4096_d64_w256x3_rk4x32", peer: Peer { ms: 86.1818, mb: 337.2 }, make: perceptron },
+        Row {
+            name: "ode_cnf_b1024_w128_rk4x16",
+            peer: Peer { ms: 80.7051, mb: 69.7 },
+            make: |device, options| flow(device, options, 16),
+        },
+        Row {
+            name: "ode_cnf_b1024_w128_rk4x127",
+            peer: Peer { ms: 601.4042, mb: 71.0 },
+            make: |device, options| flow(device, options, 127),
+        },
+    ];
 
     /// `y' = f(t, y)` for a perceptron of 65, 256, 256, 256 and 64 channels, 4096 states, 32 steps; a relative error in
     /// the peers' mean square's place.
@@ -65,6 +77,24 @@ mod cuda {
             let (x, target) = (tape.constant(x.clone()), tape.constant(target.clone()));
             let y = odeint_last(tape, &field, &x, Times::Fixed(&times), weights, &options)?;
             Ok(tape.apply(LpLoss::default(), &[&y, &target])?)
+        };
+        (params, Box::new(loss))
+    }
+
+    /// A flow of 128 planar ones in the plane with a network of 32 channels of the time, 1024 points, from 1 to 0.
+    fn flow(device: &Device, options: &OdeOptions, n_steps: u32) -> (Params, Loss) {
+        let (rows, field) = (1024, PlanarField { dim: 2, hidden: 32, n_flows: 128 });
+        let params = Params::new(device, field.param_specs(), &options.precision.velocity, 0).unwrap();
+        let tensor = |values: &[f32], channels: usize| {
+            Tensor::from_slice(device, values, [rows, channels], Precision::F32, Purpose::Data).unwrap()
+        };
+        let (z, l) = (tensor(&noise(2 * rows), 2), tensor(&vec![0.0; rows], 1));
+        let (field, options) = (Arc::new(field), options.clone());
+        let times: Vec<f64> = (0..=n_steps).map(|i| f64::from(n_steps - i) / f64::from(n_steps)).collect();
+        let loss = move |tape: &mut Tape, weights: &[Var]| {
+            let state = [tape.constant(z.clone()), tape.constant(l.clone())];
+            let out = odeint_tuple_last(tape, &field, &state, Times::Fixed(&times), weights, &options)?;
+            Ok(tape.apply(GaussianNll, &[&out[0], &out[1]])?)
         };
         (params, Box::new(loss))
     }

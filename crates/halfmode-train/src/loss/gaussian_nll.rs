@@ -1,5 +1,8 @@
 //! The negative log-likelihood of a normalising flow with a standard normal base.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::Error;
 use halfmode_autograd::{Cx, Op, Outputs, Result, Saved};
 use halfmode_precision::{DType, Precision};
@@ -40,6 +43,11 @@ impl Op for GaussianNll {
             let (expected, found) = (Shape::from([z.shape().first().copied().unwrap_or(0), 1]), l.shape().clone());
             return Err(Error::Shape { op: NAME, operand: "l", expected, found }.in_op(NAME));
         }
+        #[cfg(feature = "cuda")]
+        if let Some(device) = cx.device.as_cuda() {
+            let loss = cuda::forward(device, z, l).map_err(|err| err.in_op(NAME))?;
+            return Ok((smallvec![loss], Saved::new(NAME).share(cx, "z", z)));
+        }
         let loss = if cx.device.launches() {
             let squares: f64 = z.to_vec::<f64>()?.iter().map(|z| 0.5 * z * z).sum();
             let gained: f64 = l.to_vec::<f64>()?.iter().sum();
@@ -61,6 +69,10 @@ impl Op for GaussianNll {
         let z = saved.take("z")?;
         let Some(g) = grads[0].take() else { return Ok(vec![None, None]) };
         let (n, to) = (z.shape()[0], precision(&z));
+        #[cfg(feature = "cuda")]
+        if let Some(device) = cx.device.as_cuda() {
+            return Ok(cuda::backward(device, &z, &g).map_err(|err| err.in_op(NAME))?.map(Some).to_vec());
+        }
         if !cx.device.launches() {
             let gz = cx.device.alloc(z.shape().clone(), DType::real(to), Purpose::Activation)?;
             return Ok(vec![Some(gz), Some(cx.device.alloc([n, 1], DType::real(to), Purpose::Activation)?)]);
