@@ -282,14 +282,20 @@ fn planar_flows_of_all_sizes_on_a_gpu() {
         for method in [Method::Euler, Method::Midpoint, Method::Rk4, Method::Rk4ThreeEighths] {
             let flow = Flow::new(sizes, 18, 31 + idx as u64);
             let (want, want_grads) = flow.solve(&cpu, &double().method(method), idx % 2 == 1);
-            for (options, most) in [(full(), 1e-5), (mixed(Precision::F16), 3e-3), (mixed(Precision::Bf16), 2e-2)] {
-                let (got, grads) = flow.solve(&gpu, &options.method(method), idx % 2 == 1);
-                let of_values = got.iter().zip(&want).map(|(a, b)| rel_l2(a, b));
-                let of_grads = grads.iter().zip(&want_grads).map(|(a, b)| rel_l2(a, b));
-                let errors: Vec<f64> = of_values.chain(of_grads).collect();
-                let largest = errors.iter().copied().fold(0.0, f64::max);
-                println!("{sizes:?} {method:?}: {largest:.2e}");
-                assert!(largest <= most, "{sizes:?} {method:?}: {}", show(&errors));
+            for options in [full(), mixed(Precision::F16), mixed(Precision::Bf16)] {
+                let options = options.method(method);
+                let u = Format::from(options.precision.velocity_storage()).unit_roundoff();
+                let errors = [&gpu, &cpu].map(|device| {
+                    let (got, grads) = flow.solve(device, &options, idx % 2 == 1);
+                    let of_values = got.iter().zip(&want).map(|(a, b)| rel_l2(a, b));
+                    let of_grads = grads.iter().zip(&want_grads).map(|(a, b)| rel_l2(a, b));
+                    of_values.chain(of_grads).collect::<Vec<f64>>()
+                });
+                let [on_gpu, on_cpu] = &errors;
+                let text = format!("{sizes:?} {method:?}: {}, on the CPU {}", show(on_gpu), show(on_cpu));
+                // In f32 sums over hundreds of terms are rounded in another order.
+                let beyond = if options.precision.velocity_storage().is_half() { u } else { 32.0 * u };
+                assert!(on_gpu.iter().zip(on_cpu).all(|(got, cpu)| *got <= 2.0 * cpu + beyond), "{text}");
             }
         }
     }
