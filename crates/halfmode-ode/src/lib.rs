@@ -4,6 +4,7 @@
 mod adaptive;
 mod adjoint;
 mod checkpoint;
+mod cnf;
 mod error;
 mod field;
 mod kernels;
@@ -20,6 +21,7 @@ mod time_channel;
 
 pub use adaptive::{StepControl, Steps};
 pub use checkpoint::{Storage, StoragePlan};
+pub use cnf::{Cnf, Divergence, JetField};
 pub use error::Error;
 pub use field::{Autonomous, Field, TupleField, VectorField};
 pub use mlp::{MlpField, TimeInput};
