@@ -25,6 +25,7 @@ const TESTS: &[(&str, &str, Option<&str>)] = &[
     ("halfmode-train", "cuda_losses", Some("cuda")),
     ("halfmode-train", "cuda_job", Some("cuda")),
     ("halfmode-train", "cuda_graph", Some("cuda")),
+    ("halfmode-train", "recorded_step", Some("cuda")),
 ];
 const BENCHES: [&str; 4] = ["step", "transform", "gpu_step", "gpu_ode"];
 

@@ -10,12 +10,15 @@ struct Terms {
     A factor[8];
 };
 
-// base + sum_j factor_j term_j: the sum first, then one addition, in A, rounded once.
-__device__ __forceinline__ void combine_all(const S* base, const Terms& terms, T* out, long long n) {
+// base + by * sum_j factor_j term_j: the sum first, then one addition, in A, rounded once. `by` is a power of two that only
+// the device knows.
+__device__ __forceinline__ void combine_all(const S* base, const Terms& terms, const f64* by, T* out, long long n) {
+    A times = by ? A(*by) : A(1);
     for (long long i = grid_start(); i < n; i += grid_stride()) {
         A sum = terms.factor[0] * widen<A>(terms.at[0][i]);
 #pragma unroll
         for (int j = 1; j < N; ++j) sum += terms.factor[j] * widen<A>(terms.at[j][i]);
+        if (by) sum *= times;
         if (BASE) sum += widen<A>(base[i]);
         out[i] = narrow<T>(sum);
     }
@@ -23,9 +26,9 @@ __device__ __forceinline__ void combine_all(const S* base, const Terms& terms, T
 
 extern "C" __global__ void combine(const S* base, const R* t0, const R* t1, const R* t2, const R* t3, const R* t4,
                                    const R* t5, const R* t6, const R* t7, f64 f0, f64 f1, f64 f2, f64 f3, f64 f4, f64 f5,
-                                   f64 f6, f64 f7, T* out, long long n) {
+                                   f64 f6, f64 f7, const f64* by, T* out, long long n) {
     Terms terms = {{t0, t1, t2, t3, t4, t5, t6, t7}, {A(f0), A(f1), A(f2), A(f3), A(f4), A(f5), A(f6), A(f7)}};
-    combine_all(base, terms, out, n);
+    combine_all(base, terms, by, out, n);
 }
 
 extern "C" __global__ void set(T* out, f64 value) { out[0] = narrow<T>(value); }
@@ -70,4 +73,14 @@ extern "C" __global__ void largest(const S* x, int* out, long long n) {
     }
     for (int other = 16; other > 0; other /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, other));
     if (threadIdx.x % 32 == 0) atomicMax(out, __float_as_int(most));
+}
+
+// The scale that takes the largest value to the target, a power of two, and one over it; 1 if the largest value is zero
+// or not finite.
+extern "C" __global__ void choose_scale(const int* largest, f64* scale, f64* inverse, f64 target, int least, int most) {
+    f64 value = __int_as_float(*largest);
+    int exponent = 0;
+    if (value > 0 && value <= 3.4e38) exponent = min(max(int(floor(log2(target / value))), least), most);
+    scale[0] = exp2(f64(exponent));
+    inverse[0] = exp2(-f64(exponent));
 }

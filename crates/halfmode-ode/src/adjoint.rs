@@ -154,6 +154,10 @@ impl<'a> Adjoint<'a> {
         if self.spoilt || self.a.iter().all(Option::is_none) {
             return Ok(());
         }
+        #[cfg(feature = "cuda")]
+        if self.stepper.device.as_cuda().is_some_and(|cuda| cuda.context().is_recording()) {
+            return self.recorded_step(step, span, state);
+        }
         let Some(largest) = self.largest(step)? else { return Ok(()) };
         let (stepper, record) = (self.stepper, self.stepper.record);
         let mut attempts = 0;
@@ -200,6 +204,58 @@ impl<'a> Adjoint<'a> {
         self.grow(attempts - 1)
     }
 
+    /// As [`Adjoint::step`] while launches are recorded, where the host cannot know what became of a step: the device
+    /// chooses the scale of each step by its adjoint, and what is not finite for all that arrives in the gradients.
+    #[cfg(feature = "cuda")]
+    fn recorded_step(&mut self, step: usize, span: Span, state: &State) -> Result<()> {
+        use crate::state_cuda::{By, ChosenScale, combine};
+        let stepper = self.stepper;
+        let (Rule::Dynamic(scaler), Some(cuda)) = (&self.rule, stepper.device.as_cuda()) else {
+            return self.unchecked_step(step, span, state);
+        };
+        let (target, bounds) = (scaler.target(), scaler.bounds());
+        let adjoints: Vec<&Tensor> = self.a.iter().flatten().collect();
+        let chosen = ChosenScale::of(cuda, stepper.device, &adjoints, target, bounds)?;
+        let formats = self.sums(Purpose::Activation);
+        let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
+            let by = Some(By::Scale(&chosen));
+            a.as_ref().map(|a| combine(stepper.device, None, &[(1.0, a)], by, formats)).transpose()
+        };
+        let scaled: Vec<Option<Tensor>> = self.a.iter().map(scaled).collect::<Result<_>>()?;
+        let linearised = stepper.linearise(span, state, self.needs)?;
+        let Some(pullback) = stepper.pull_back(span, linearised, &scaled, self.needs, false)? else { return Ok(()) };
+        let by = Some(By::Inverse(&chosen));
+        for (leaf, a) in self.a.iter_mut().enumerate() {
+            let stages = pullback.stages.iter().filter_map(|stage| stage[leaf].as_ref());
+            let terms: Vec<(f64, &Tensor)> = stages.map(|w| (span.length(), w)).collect();
+            if !terms.is_empty() {
+                *a = Some(combine(stepper.device, a.as_ref(), &terms, by, formats)?);
+            }
+        }
+        let formats = self.sums(Purpose::Grad);
+        for (sum, term) in self.params.iter_mut().zip(pullback.params) {
+            let Some(term) = term else { continue };
+            *sum = Some(combine(stepper.device, sum.as_ref(), &[(span.length(), &term)], by, formats)?);
+        }
+        Ok(())
+    }
+
+    /// A step with the scale as it is, unchecked.
+    #[cfg(feature = "cuda")]
+    fn unchecked_step(&mut self, step: usize, span: Span, state: &State) -> Result<()> {
+        let scale = self.scale(1.0);
+        let linearised = self.stepper.linearise(span, state, self.needs)?;
+        let formats = self.sums(Purpose::Activation);
+        let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
+            a.as_ref().map(|a| self.stepper.device.combine(None, &[(scale, a)], formats)).transpose()
+        };
+        let scaled: Vec<Option<Tensor>> = self.a.iter().map(scaled).collect::<Result<_>>()?;
+        match self.stepper.pull_back(span, linearised, &scaled, self.needs, false)? {
+            Some(pullback) => self.accumulate(step, span.length(), scale, pullback),
+            None => Ok(()),
+        }
+    }
+
     /// `a += (h/S) v_y`, and so on.
     fn accumulate(&mut self, step: usize, h: f64, scale: f64, pullback: Pullback) -> Result<()> {
         let (device, factor) = (self.stepper.device, h / scale);
@@ -244,7 +300,7 @@ impl<'a> Adjoint<'a> {
         let device = self.stepper.device;
         let accumulate = self.stepper.precision.accumulate;
         if self.rule.checks() {
-            let finite = self.a.iter().chain(&self.params).flatten().all(Tensor::all_finite);
+            let finite = self.a.iter().chain(&self.params).flatten().all(|it| self.stepper.is_finite(it));
             if !finite || !self.times.iter().all(|it| it.is_finite()) {
                 match self.rule {
                     Rule::Safe => self.spoilt = true,

@@ -97,7 +97,7 @@ impl StepKernels for Device {
         if matches!(self.target(), halfmode_tensor::Target::Cuda) {
             let terms: Vec<(f64, &Tensor)> = factors.iter().copied().zip(inputs.iter().copied()).collect();
             if crate::state_cuda::combines(base, &terms, formats) {
-                return crate::state_cuda::combine(self, base, &terms, formats);
+                return crate::state_cuda::combine(self, base, &terms, None, formats);
             }
         }
         inputs.extend(base);

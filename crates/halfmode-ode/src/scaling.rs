@@ -156,6 +156,18 @@ impl AdjointScaler {
         self.grew = *exponent > before;
     }
 
+    /// Where the largest scaled value should be.
+    #[cfg(feature = "cuda")]
+    pub(crate) const fn target(&self) -> f64 {
+        self.target
+    }
+
+    /// Smallest and largest exponent.
+    #[cfg(feature = "cuda")]
+    pub(crate) const fn bounds(&self) -> [i32; 2] {
+        [self.config.min_exponent, self.config.max_exponent]
+    }
+
     /// Logarithm of the scale; `None` before the first step.
     #[must_use]
     pub const fn exponent(&self) -> Option<i32> {

@@ -27,11 +27,61 @@ pub(crate) fn combines(base: Option<&Tensor>, terms: &[(f64, &Tensor)], formats:
     terms.len() <= TERMS && terms.iter().all(|it| it.1.precision() == precision) && sums == formats.sums
 }
 
-/// See [`crate::kernels::StepKernels::combine`].
+/// A factor that only the device knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum By<'a> {
+    /// The scale of a step.
+    Scale(&'a ChosenScale),
+    /// One over it.
+    Inverse(&'a ChosenScale),
+}
+
+impl<'a> By<'a> {
+    fn arg(self) -> Result<Arg<'a>> {
+        Ok(match self {
+            By::Scale(it) => it.scale.input()?,
+            By::Inverse(it) => it.inverse.input()?,
+        })
+    }
+}
+
+/// A power of two that the device chose, and one over it.
+#[derive(Debug)]
+pub(crate) struct ChosenScale {
+    scale: Tensor,
+    inverse: Tensor,
+}
+
+impl ChosenScale {
+    /// The scale that takes the largest value of some tensors to `target`, with bounds of its exponent.
+    pub(crate) fn of(
+        cuda: &CudaDevice,
+        device: &Device,
+        tensors: &[&Tensor],
+        target: f64,
+        [least, most]: [i32; 2],
+    ) -> Result<Self> {
+        let f64s = |len: usize| device.alloc([len], DType::real(Precision::F64), Purpose::Workspace);
+        let (mut largest, mut scale, mut inverse) = (f64s(1)?, f64s(1)?, f64s(1)?);
+        for x in tensors {
+            let args = [x.input()?, largest.output()?, count(x.numel())];
+            let defines = sum_defines(x.precision(), x.precision());
+            cuda.launch(KERNELS, &defines, "largest", cuda.grid(x.numel()), &args)?;
+        }
+        let bounds = [Arg::F64(target), Arg::I32(least), Arg::I32(most)];
+        let args = [&[largest.input()?, scale.output()?, inverse.output()?][..], &bounds].concat();
+        let defines = sum_defines(Precision::F32, Precision::F32);
+        cuda.launch(KERNELS, &defines, "choose_scale", Grid::row(1, 1), &args)?;
+        Ok(ChosenScale { scale, inverse })
+    }
+}
+
+/// See [`crate::kernels::StepKernels::combine`]; the sum of the terms is multiplied by `by`.
 pub(crate) fn combine(
     device: &Device,
     base: Option<&Tensor>,
     terms: &[(f64, &Tensor)],
+    by: Option<By<'_>>,
     formats: SumFormats,
 ) -> Result<Tensor> {
     let first = terms[0].1;
@@ -45,7 +95,7 @@ pub(crate) fn combine(
         args.push(terms.get(idx).map_or(Ok(Arg::Null), |it| it.1.input())?);
     }
     args.extend((0..TERMS).map(|idx| Arg::F64(terms.get(idx).map_or(0.0, |it| it.0))));
-    args.extend([out.output()?, count(n)]);
+    args.extend([by.map_or(Ok(Arg::Null), By::arg)?, out.output()?, count(n)]);
     cuda.launch(KERNELS, &defines, "combine", cuda.grid(n), &args)?;
     Ok(out)
 }
