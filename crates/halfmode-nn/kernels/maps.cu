@@ -53,6 +53,15 @@ extern "C" __global__ void tanh_backward(const S* g, const R* t, T* y, long long
     join(g, t, y, n, [](A g, A t) { return g * (A(1) - t * t); });
 }
 
+extern "C" __global__ void relu_forward(const S* x, T* y, long long n) {
+    map(x, y, n, [](A x) { return x < A(0) ? A(0) : x; });
+}
+
+// y = g where the rectifier's result is positive
+extern "C" __global__ void relu_backward(const S* g, const R* t, T* y, long long n) {
+    join(g, t, y, n, [](A g, A t) { return t > A(0) ? g : A(0); });
+}
+
 extern "C" __global__ void add(const S* a, const R* b, T* y, long long n) {
     join(a, b, y, n, [](A a, A b) { return a + b; });
 }

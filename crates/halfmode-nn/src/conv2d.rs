@@ -1,13 +1,15 @@
 //! Two-dimensional convolutions and their transposes, stride 1.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod reference;
 
 pub use reference::conv2d_reference;
 
 use crate::dense_weights::widen_weights;
 use crate::partial::part_ranges;
-use crate::pointwise::{Grads, check_len, on_the_host, storage};
+use crate::pointwise::{Grads, check_len, storage};
 use crate::row_map::sum_rows;
 use crate::rows::{add_bias, add_column_sums};
 use crate::{Error, Result};
@@ -118,10 +120,13 @@ impl Conv2d {
     }
 
     fn run(self, cx: &Cx, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        on_the_host(&cx.device)?;
         let sizes = self.correlation(x.shape(), w.shape())?;
         if let Some(bias) = bias {
             check_len(self.op_name(), "bias", bias, sizes.c_y)?;
+        }
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            return cuda::run(self, cx, sizes, [x, w], bias);
         }
         let w = self.panels(w)?;
         let mut y = cx.device.alloc_unwritten(sizes.output_shape(), storage(cx), Purpose::Activation)?;
@@ -143,27 +148,41 @@ impl Conv2d {
                 ConvKind::Forward => (x, g),
                 ConvKind::Transposed => (g, x),
             };
-            let sizes = forward.correlation(field.shape(), w.shape())?;
-            let parts = part_ranges(sizes.batch, 1);
-            Some(with_real!(cx.policy.pointwise.storage, R => {
-                sizes.weight_gradient::<R>(&cx.device, w.shape(), &parts, &[cpu::Pair::new(field, image)])?
-            }))
+            Some(weight_gradient(cx, forward.correlation(field.shape(), w.shape())?, w.shape(), [field, image])?)
         } else {
             None
         };
         let mut grads = vec![gx, gw];
         if needs.len() > 2 {
-            let channels = Shape::from([g.shape().last().copied().unwrap_or(1)]);
-            grads.extend(
-                with_real!(cx.policy.pointwise.storage, R => {
-                    sum_rows::<R, 1, 1>(&cx.device, [g], [&channels], |[g], sums| add_column_sums(g, sums[0]))
-                })?
-                .into_iter()
-                .map(Some),
-            );
+            grads.push(bias_gradient(cx, g)?);
         }
         Ok(grads)
     }
+}
+
+/// The gradient by the weight of `<image, K field>`.
+fn weight_gradient(cx: &Cx, sizes: Correlation, shape: &Shape, [field, image]: [&Tensor; 2]) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if !cx.device.is_cpu() {
+        return cuda::weight_of(cx, sizes, shape, [field, image]);
+    }
+    let parts = part_ranges(sizes.batch, 1);
+    with_real!(cx.policy.pointwise.storage, R => {
+        sizes.weight_gradient::<R>(&cx.device, shape, &parts, &[cpu::Pair::new(field, image)])
+    })
+}
+
+/// The sum of a gradient over points.
+fn bias_gradient(cx: &Cx, g: &Tensor) -> Result<Option<Tensor>> {
+    #[cfg(feature = "cuda")]
+    if !cx.device.is_cpu() {
+        return cuda::bias_of(cx, g).map(Some);
+    }
+    let channels = Shape::from([g.shape().last().copied().unwrap_or(1)]);
+    let sums = with_real!(cx.policy.pointwise.storage, R => {
+        sum_rows::<R, 1, 1>(&cx.device, [g], [&channels], |[g], sums| add_column_sums(g, sums[0]))
+    })?;
+    Ok(sums.into_iter().next())
 }
 
 impl Op for Conv2d {

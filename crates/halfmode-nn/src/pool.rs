@@ -1,6 +1,9 @@
 //! Means over windows of a field.
 
-use crate::pointwise::{Grads, on_the_host, storage};
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use crate::pointwise::{Grads, storage};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_tensor::{Purpose, Real, Shape, Tensor, with_real};
@@ -50,7 +53,6 @@ impl AveragePool {
     }
 
     fn run(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
-        on_the_host(&cx.device)?;
         let (field, window) = (self.field, self.window);
         let [batch, n1, n2, c] = x.shape()[..] else { return self.wrong(x) };
         if [n1, n2] != field {
@@ -59,6 +61,10 @@ impl AveragePool {
         let [m1, m2] = self.n_windows();
         if m1 == 0 || m2 == 0 {
             return Err(Error::Kernel { op: self.name(), kernel: window, padding: [0, 0], field });
+        }
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            return cuda::run(self, cx, x, [batch, c]);
         }
         let mut y = cx.device.alloc_unwritten([batch, m1, m2, c], storage(cx), Purpose::Activation)?;
         let row = n2 * c;
@@ -94,6 +100,10 @@ impl AveragePool {
     fn adjoint(&self, cx: &Cx, g: &Tensor) -> Result<Tensor> {
         let [batch, m1, m2, c] = g.shape()[..] else { return self.wrong(g) };
         let ([n1, n2], window) = (self.field, self.window);
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            return cuda::adjoint(self, cx, g, [batch, c]);
+        }
         let mut gx = cx.device.alloc_unwritten([batch, n1, n2, c], storage(cx), Purpose::Activation)?;
         let row = n2 * c;
         let scratch = cx.device.scratch(row + m2 * c, cx.policy.pointwise.storage.accumulate().bytes());

@@ -32,12 +32,22 @@ impl Elementwise for Forward {
     fn tile<R: Real>(&self, _: &[&[R]], out: &mut [R]) {
         relu(out);
     }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(halfmode_tensor::cuda::Source, &'static str)> {
+        Some((crate::pointwise::MAPS, "relu_forward"))
+    }
 }
 
 impl Elementwise for Backward {
     /// inputs: gradient, y
     fn tile<R: Real>(&self, inputs: &[&[R]], out: &mut [R]) {
         relu_grad(out, inputs[1]);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn kernel(&self) -> Option<(halfmode_tensor::cuda::Source, &'static str)> {
+        Some((crate::pointwise::MAPS, "relu_backward"))
     }
 }
 

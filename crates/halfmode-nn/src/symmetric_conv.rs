@@ -1,5 +1,8 @@
 //! The symmetric residual layer: a convolution, a rectifier, a norm, and the convolution's transpose.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::conv2d::cpu::{Correlation, Pair};
 use crate::norm::cpu::{Statistics, add_products, scale_rows};
 use crate::norm::{Dims, NormKind};
@@ -8,7 +11,9 @@ use crate::pointwise::{Grads, check_len, storage, weight_dtype};
 use crate::relu::{relu, relu_grad};
 use crate::rows::{add_bias, add_column_sums, add_gated};
 use crate::{Conv2d, ConvKind, FieldNorm, Negate, Relu, Result};
-use halfmode_autograd::{Cx, LeafId, Op, Outputs, Saved, Tape, Var};
+#[cfg(feature = "cuda")]
+use halfmode_autograd::LeafId;
+use halfmode_autograd::{Cx, Op, Outputs, Saved, Tape, Var};
 use halfmode_precision::DType;
 use halfmode_tensor::{Device, Purpose, Real, Tensor, View, with_real};
 use rayon::prelude::*;
@@ -22,7 +27,7 @@ use smallvec::smallvec;
 /// - input 1, `w`: `[k_1, k_2, c_in, c_out]`; input 2, `b`: `[c_out]`
 ///
 /// # Saved for backward
-/// `x` and `hidden`, `relu(K x + b)`; `weight` is shared. The norm is formed again.
+/// `x` and `hidden`, `relu(K x + b)`; `weight` is shared. The norm is formed again; a GPU keeps its `statistics`.
 ///
 /// # Errors
 /// Those of [`Conv2d`].
@@ -112,6 +117,7 @@ impl SymmetricConv {
         })
     }
 
+    #[cfg(feature = "cuda")]
     fn pull_back_composed(self, cx: &Cx, inputs: [&Tensor; 3], g: Tensor) -> Grads {
         let mut tape = Tape::new(Cx { save: true, ..cx.clone() });
         let [x, w, b] = inputs.map(|it| tape.leaf(it.clone()));
@@ -253,11 +259,17 @@ impl Op for SymmetricConv {
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> halfmode_autograd::Result<(Outputs, Saved)> {
         let [x, w, b] = self.expect_inputs(inputs)?;
         let saved = Saved::new(NAME).keep(cx, "x", x)?.share(cx, "weight", w);
+        #[cfg(feature = "cuda")]
         if !cx.device.is_cpu() {
-            let mut tape = Tape::new(Cx { save: false, ..cx.clone() });
-            let vars = [x, w, b].map(|it| tape.constant(it.clone()));
-            let y = self.composed(&mut tape, vars.each_ref())?;
-            return Ok((smallvec![y.into_value()], saved.share(cx, "bias", b)));
+            let Some(fused) = cuda::Fused::new(*self, cx, [x, w, b]).map_err(|err| err.in_op(NAME))? else {
+                let mut tape = Tape::new(Cx { save: false, ..cx.clone() });
+                let vars = [x, w, b].map(|it| tape.constant(it.clone()));
+                let y = self.composed(&mut tape, vars.each_ref())?;
+                return Ok((smallvec![y.into_value()], saved.share(cx, "bias", b)));
+            };
+            let [y, hidden, statistics] = fused.run([x, w, b]).map_err(|err| err.in_op(NAME))?;
+            let saved = saved.share(cx, "bias", b).share(cx, "statistics", &statistics);
+            return Ok((smallvec![y], saved.keep(cx, "hidden", &hidden)?));
         }
         let [y, hidden] = self.run(cx, [x, w, b]).map_err(|err| err.in_op(NAME))?;
         Ok((smallvec![y], saved.keep(cx, "hidden", &hidden)?))
@@ -266,8 +278,14 @@ impl Op for SymmetricConv {
     fn backward(&self, cx: &Cx, mut saved: Saved, grads: &mut [Option<Tensor>], _: &[bool]) -> Grads {
         let (x, w) = (saved.take("x")?, saved.take("weight")?);
         let Some(g) = grads[0].take() else { return Ok(vec![None; 3]) };
+        #[cfg(feature = "cuda")]
         if !cx.device.is_cpu() {
-            return self.pull_back_composed(cx, [&x, &w, &saved.take("bias")?], g);
+            let b = saved.take("bias")?;
+            let fused = cuda::Fused::new(*self, cx, [&x, &w, &b]).map_err(|err| err.in_op(NAME))?;
+            let Some(fused) = fused else { return self.pull_back_composed(cx, [&x, &w, &b], g) };
+            let (hidden, statistics) = (saved.take("hidden")?, saved.take("statistics")?);
+            let grads = fused.pull_back([&x, &w, &hidden, &g], &statistics).map_err(|err| err.in_op(NAME))?;
+            return Ok(grads.into_iter().map(Some).collect());
         }
         let hidden = saved.take("hidden")?;
         let grads = self.pull_back(cx, [&x, &w, &hidden, &g]).map_err(|err| err.in_op(NAME))?;

@@ -1,5 +1,8 @@
 //! The cross entropy of logits and labels.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use super::Reduction;
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
@@ -57,6 +60,11 @@ impl CrossEntropy {
     fn run(&self, cx: &Cx, logits: &Tensor) -> Result<Tensor> {
         let n_classes = self.check(logits)?;
         let mut loss = cx.device.alloc(Shape::from([1]), DType::real(cx.policy.loss.storage), Purpose::Activation)?;
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            self.launch_loss(logits, n_classes, &mut loss)?;
+            return Ok(loss);
+        }
         if cx.device.launches() {
             let logits = logits.to_vec::<f64>()?;
             let rows = logits.chunks_exact(n_classes).zip(self.labels.iter());
@@ -71,6 +79,13 @@ impl CrossEntropy {
         // In the precision of sums: what narrows a gradient is the layer that takes it.
         let dtype = DType::real(cx.policy.loss.accumulate);
         let mut grad = cx.device.alloc(logits.shape().clone(), dtype, Purpose::Activation)?;
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            if let Some(cuda) = cx.device.as_cuda() {
+                self.launch_gradient(cuda, [logits, g], n_classes, &mut grad)?;
+            }
+            return Ok(grad);
+        }
         if cx.device.launches() {
             let seed = g.to_vec::<f64>()?.iter().sum::<f64>() * self.share();
             let mut values = logits.to_vec::<f64>()?;
