@@ -22,7 +22,7 @@ mod cuda {
     use halfmode_nn::Params;
     use halfmode_ode::{MlpField, OdeOptions, OdePrecision, PlanarField, TimeInput, Times, TupleField, VectorField};
     use halfmode_ode::{odeint_last, odeint_tuple_last};
-    use halfmode_precision::{LossScale, Precision, PrecisionPolicy};
+    use halfmode_precision::{Compute, LossScale, Precision, PrecisionPolicy};
     use halfmode_tensor::cuda::{CudaDevice, CudaError, Timer};
     use halfmode_tensor::{Device, Purpose, Tensor};
     use halfmode_train::{AdamW, AdamWConfig, AdamWKind, GaussianNll, LpLoss, RecordedStep, Result};
@@ -37,34 +37,46 @@ mod cuda {
         mb: f64,
     }
 
+    /// A velocity's format as the table names it, and what products of single precision may use.
+    const FORMATS: [(&str, Precision, Compute); 4] = [
+        ("f16", Precision::F16, Compute::F32),
+        ("bf16", Precision::Bf16, Compute::F32),
+        ("f32", Precision::F32, Compute::F32),
+        ("tf32", Precision::F32, Compute::Tf32),
+    ];
+
     type Loss = Box<dyn Fn(&mut Tape, &[Var]) -> Result<Var>>;
 
     /// A step: what the peers take for it, parameters, and its loss.
     struct Row {
         name: &'static str,
-        peer: Peer,
+        peer: Option<Peer>,
         make: fn(&Device, &OdeOptions) -> (Params, Loss),
     }
 
-    const ROWS: [Row; 3] = [
-        Row { name: "ode_mlp_b4096_d64_w256x3_rk4x32", peer: Peer { ms: 86.1818, mb: 337.2 }, make: perceptron },
-        Row {
-            name: "ode_cnf_b1024_w128_rk4x16",
-            peer: Peer { ms: 80.7051, mb: 69.7 },
-            make: |device, options| flow(device, options, 16),
-        },
-        Row {
-            name: "ode_cnf_b1024_w128_rk4x127",
-            peer: Peer { ms: 601.4042, mb: 71.0 },
-            make: |device, options| flow(device, options, 127),
-        },
+    #[rustfmt::skip]
+    const ROWS: [Row; 5] = [
+        Row { name: "ode_mlp_b4096_d64_w256x3_rk4x32", peer: Some(Peer { ms: 86.1818, mb: 337.2 }),
+              make: |device, options| perceptron(device, options, (4096, 64, &[256; 3])) },
+        Row { name: "ode_cnf_b1024_w128_rk4x16", peer: Some(Peer { ms: 80.7051, mb: 69.7 }),
+              make: |device, options| flow(device, options, 16) },
+        Row { name: "ode_cnf_b1024_w128_rk4x127", peer: Some(Peer { ms: 601.4042, mb: 71.0 }),
+              make: |device, options| flow(device, options, 127) },
+        // A large and a small one that no peer was timed on: what a half velocity is worth.
+        Row { name: "ode_mlp_b4096_d1024_w1024x2_rk4x32", peer: None,
+              make: |device, options| perceptron(device, options, (4096, 1024, &[1024; 2])) },
+        Row { name: "ode_mlp_b128_d64_w64x2_rk4x32", peer: None,
+              make: |device, options| perceptron(device, options, (128, 64, &[64; 2])) },
     ];
 
-    /// `y' = f(t, y)` for a perceptron of 65, 256, 256, 256 and 64 channels, 4096 states, 32 steps; a relative error in
-    /// the peers' mean square's place.
-    fn perceptron(device: &Device, options: &OdeOptions) -> (Params, Loss) {
-        let (rows, channels) = (4096, 64);
-        let field = MlpField { channels, hidden: vec![256; 3], time: TimeInput::Concatenated };
+    /// `y' = f(t, y)` for a perceptron that sees the time: so many states, their channels, its hidden layers; 32 steps. A
+    /// relative error is in the place of the peers' mean square.
+    fn perceptron(
+        device: &Device,
+        options: &OdeOptions,
+        (rows, channels, hidden): (usize, usize, &[usize]),
+    ) -> (Params, Loss) {
+        let field = MlpField { channels, hidden: hidden.to_vec(), time: TimeInput::Concatenated };
         let params = Params::new(device, field.param_specs(), &options.precision.velocity, 0).unwrap();
         let random = |seed: usize| {
             let values: Vec<f32> = noise(rows * channels + seed).split_off(seed);
@@ -115,15 +127,15 @@ mod cuda {
         drop(device);
         println!(
             "| configuration | velocity | us / launched us | best peer us | over it | ledger / held MB | least peer MB | \
-             held over it |\n{}|",
+             ledger over it |\n{}|",
             "| --- ".repeat(8)
         );
         let mut behind = String::new();
         for row in &ROWS {
             let mut name = row.name;
-            for format in [Precision::F16, Precision::Bf16, Precision::F32] {
-                if format!("{}/{format}", row.name).contains(&filter) {
-                    run(row, name, format, all_kernels, &mut behind);
+            for (title, format, compute) in FORMATS {
+                if format!("{}/{title}", row.name).contains(&filter) {
+                    run(row, (name, title), (format, compute), all_kernels, &mut behind);
                     name = "";
                 }
             }
@@ -131,12 +143,18 @@ mod cuda {
         println!("{behind}");
     }
 
-    fn run(row: &Row, name: &str, format: Precision, all_kernels: bool, behind: &mut String) {
+    fn run(
+        row: &Row,
+        (name, title): (&str, &str),
+        (format, compute): (Precision, Compute),
+        all_kernels: bool,
+        behind: &mut String,
+    ) {
         let device = Device::cuda(0, Some(std::env::temp_dir().join("halfmode-bench-kernels"))).unwrap();
         let Some(cuda) = device.as_cuda() else { return };
         // The adjoint has scales of its own, as with the peers.
         let policy = match format {
-            Precision::F32 => PrecisionPolicy::full(),
+            Precision::F32 => PrecisionPolicy { compute, ..PrecisionPolicy::full() },
             half => PrecisionPolicy { loss_scale: LossScale::None, ..PrecisionPolicy::mixed(half) },
         };
         let options = OdeOptions::new(OdePrecision::new(policy));
@@ -150,15 +168,16 @@ mod cuda {
         let (ledger, held) = (mb(device.memory().total.peak), mb(device.held_peak_bytes().unwrap_or(0)));
         step.record(false);
         let launched = time(cuda, &mut step, &loss);
-        let Peer { ms, mb } = row.peer;
+        let beside = |text: &dyn Fn(&Peer) -> String| row.peer.as_ref().map_or_else(|| "-".to_owned(), text);
         println!(
-            "| {name} | {format} | {us:.0} / {launched:.0} | {:.0} | {:.2} | {ledger:.1} / {held:.1} | {mb:.1} | {:.2} |",
-            ms * 1e3,
-            ms * 1e3 / us,
-            held / mb,
+            "| {name} | {title} | {us:.0} / {launched:.0} | {} | {} | {ledger:.1} / {held:.1} | {} | {} |",
+            beside(&|peer| format!("{:.0}", peer.ms * 1e3)),
+            beside(&|peer| format!("{:.2}", peer.ms * 1e3 / us)),
+            beside(&|peer| format!("{:.1}", peer.mb)),
+            beside(&|peer| format!("{:.2}", ledger / peer.mb)),
         );
         if all_kernels || behind.is_empty() {
-            *behind += &format!("\n{}, {format}: {}", row.name, kernels(cuda, &mut step, &loss));
+            *behind += &format!("\n{}, {title}: {}", row.name, kernels(cuda, &mut step, &loss));
         }
     }
 
