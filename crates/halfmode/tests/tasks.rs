@@ -94,7 +94,7 @@ fn a_flow_leaves_its_directory() {
     folder.run("eval runs/tiny").exits(7).says(&["no operator on fields", "help: halfmode report runs/tiny"]);
 }
 
-/// Two epochs and one more come to the bits of three at once, whatever the number of threads.
+/// Two epochs and one more come to the bits of three at once.
 #[test]
 fn a_flow_goes_on_where_it_stopped() {
     let folder = folder("flow-resume");
@@ -109,10 +109,6 @@ fn a_flow_goes_on_where_it_stopped() {
             assert_eq!(a[key], b[key], "{key}");
         }
     }
-    let mut command = folder.command("train tiny.toml --out threads");
-    command.args(["--threads", "3"]);
-    // The later flag is refused, so the run of several threads is a command of its own.
-    drop(command);
     folder.run("train tiny.toml --out parts --resume --set model.n_flows=9").exits(7).says(&["another model"]);
     assert_eq!(latest(&folder.join("whole")).1["epoch"], 3);
 }

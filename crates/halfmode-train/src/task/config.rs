@@ -74,9 +74,22 @@ pub enum TaskModel {
     Cnf(CnfModel),
 }
 
+impl TaskData {
+    /// The kinds of data that make a configuration a task's.
+    pub const KINDS: [&'static str; 1] = ["density"];
+}
+
 impl TaskModel {
     /// The kinds of models that make a configuration a task's.
     pub const KINDS: [&'static str; 1] = ["cnf"];
+}
+
+/// Whether a configuration is a task's, by the kind of its model or of its data.
+#[must_use]
+pub fn is_task(table: &toml::Table) -> bool {
+    let kind = |name: &str| table.get(name).and_then(|it| it.get("kind")).and_then(toml::Value::as_str);
+    kind("model").is_some_and(|kind| TaskModel::KINDS.contains(&kind))
+        || kind("data").is_some_and(|kind| TaskData::KINDS.contains(&kind))
 }
 
 /// A continuous normalising flow: a mean of planar flows whose coefficients a network of the time gives.

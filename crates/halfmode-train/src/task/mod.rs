@@ -2,9 +2,9 @@
 //! serve them all.
 //!
 //! A new kind is a file here with an implementation of [`Task`]; a variant of [`TaskModel`] (and of [`TaskData`], if its
-//! samples are of a new sort) with the keys that users type; a preset in [`TaskConfig::preset`] with its name in
-//! [`PRESETS`]; and an arm in [`build`]. The command line, checkpoints, `--resume`, planning, `bench step` and the report
-//! need nothing more.
+//! samples are of a new sort) with the keys that users type, and its name in [`TaskModel::KINDS`] or [`TaskData::KINDS`];
+//! a preset in [`TaskConfig::preset`] with its name in [`PRESETS`]; and an arm in [`build`]. The command line,
+//! checkpoints, `--resume`, planning, `bench step` and the report need nothing more.
 
 mod cnf;
 mod config;
@@ -13,7 +13,9 @@ mod run;
 mod trainer;
 
 pub use cnf::CnfTask;
-pub use config::{CnfModel, DensityData, OdeMethod, PRESETS, SolverConfig, TaskConfig, TaskData, TaskModel, TaskTrain};
+pub use config::{
+    CnfModel, DensityData, OdeMethod, PRESETS, SolverConfig, TaskConfig, TaskData, TaskModel, TaskTrain, is_task,
+};
 pub use report::{is_task_run, write_report};
 pub use run::TaskRun;
 pub use trainer::{TaskTrainer, plan};

@@ -3,18 +3,16 @@
 use crate::job::run_report::{bad, loss_scale, memory_rows, precision_table, read};
 use crate::job::{EpochRecord, JobError, Summary};
 use crate::pictures::{Chart, Image, Line, MemoryRow, Outcome, Report, Series, YAxis, curves_svg, report_html};
-use crate::task::{TaskConfig, TaskModel, build};
+use crate::task::{TaskConfig, build, is_task};
 use crate::{atomic_write, read_metrics};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Whether the run in a directory is a task's, by the kind of its model.
+/// Whether the run in a directory is a task's.
 #[must_use]
 pub fn is_task_run(out: &Path) -> bool {
     let text = std::fs::read_to_string(out.join("config.toml")).unwrap_or_default();
-    let table = text.parse::<toml::Table>().unwrap_or_default();
-    let kind = table.get("model").and_then(|model| model.get("kind")).and_then(toml::Value::as_str);
-    kind.is_some_and(|kind| TaskModel::KINDS.contains(&kind))
+    text.parse::<toml::Table>().is_ok_and(|table| is_task(&table))
 }
 
 /// Writes `report.html` and `plots/curves.svg` of a run directory and returns the report's path.

@@ -5,7 +5,7 @@ use crate::cli::text::nearest;
 use halfmode::data::DarcyPt;
 use halfmode::precision::{PrecisionPolicy, Preset};
 use halfmode::train::job::{DataConfig, DataShapes, JobConfig, JobError, data_shapes};
-use halfmode::train::task::{self, TaskConfig, TaskModel};
+use halfmode::train::task::{self, TaskConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -118,7 +118,7 @@ impl<C> Loaded<C> {
     }
 }
 
-/// Whether a configuration is a task's: by the kind of its model, `--set` included. What cannot be read is told by
+/// Whether a configuration is a task's, `--set` included. What cannot be read is told by
 /// [`load`].
 pub(crate) fn is_task(args: &ConfigArgs) -> bool {
     let Ok((_, _, origin)) = open(&args.config) else { return false };
@@ -126,8 +126,7 @@ pub(crate) fn is_task(args: &ConfigArgs) -> bool {
     for set in &args.sets {
         _ = overlay(&mut table, set);
     }
-    let kind = table.get("model").and_then(|model| model.get("kind")).and_then(Value::as_str);
-    kind.is_some_and(|kind| TaskModel::KINDS.contains(&kind))
+    task::is_task(&table)
 }
 
 /// The text behind an argument, with a name and the run directory if that was named.
