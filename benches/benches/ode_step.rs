@@ -72,7 +72,8 @@ fn mlp(device: &Device, policy: &Arc<PrecisionPolicy>) -> impl FnMut() {
     let field = MlpField { channels: D, hidden: vec![256; 3], time: TimeInput::Concatenated };
     let mut weights = Weights::new(policy, Params::new(device, field.param_specs(), policy, 0).unwrap());
     assert_eq!(weights.params.n_scalars(), 164_928);
-    let [x, target] = [0, 1].map(|idx| tensor(device, &[BATCH, D], &noise(2 * BATCH * D)[idx * BATCH * D..][..BATCH * D]));
+    let [x, target] =
+        [0, 1].map(|idx| tensor(device, &[BATCH, D], &noise(2 * BATCH * D)[idx * BATCH * D..][..BATCH * D]));
     let times: Vec<f64> = (0..=16).map(|step| f64::from(step) / 16.0).collect();
     let (device, policy) = (device.clone(), Arc::clone(policy));
     move || {
@@ -84,7 +85,8 @@ fn mlp(device: &Device, policy: &Arc<PrecisionPolicy>) -> impl FnMut() {
                 let y = odeint_last(tape, &field, &y0, Times::Fixed(&times), leaves, &options).unwrap();
                 // The gradient of the mean of squares, by what the squares are of.
                 let error = tape.apply(Subtract, &[&y, &target]).unwrap();
-                let mut seed = error.value().cast(Precision::F32, Purpose::Activation).unwrap().copy(Purpose::Activation).unwrap();
+                let mut seed =
+                    error.value().cast(Precision::F32, Purpose::Activation).unwrap().copy(Purpose::Activation).unwrap();
                 assert!(seed.sum_squares().unwrap().is_finite());
                 seed.scale_assign(2.0 / (BATCH * D) as f64).unwrap();
                 (error, seed)

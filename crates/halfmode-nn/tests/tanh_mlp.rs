@@ -101,10 +101,15 @@ impl Case {
 /// Rows within and beyond a tile, widths within and beyond a panel.
 fn call() -> impl Strategy<Value = Case> {
     let width = || prop_oneof![3 => 1usize..9, 1 => 30usize..70];
-    let rows = prop_oneof![3 => proptest::collection::vec(1usize..6, 1..3), 1 => Just(vec![131]), 1 => Just(vec![2, 150])];
+    let rows =
+        prop_oneof![3 => proptest::collection::vec(1usize..6, 1..3), 1 => Just(vec![131]), 1 => Just(vec![2, 150])];
     let time = prop_oneof![Just(TimeColumn::None), Just(TimeColumn::Last)];
-    (time, rows, proptest::collection::vec(width(), 2..6), any::<u64>())
-        .prop_map(|(time, rows, widths, seed)| Case { time, rows, widths, seed })
+    (time, rows, proptest::collection::vec(width(), 2..6), any::<u64>()).prop_map(|(time, rows, widths, seed)| Case {
+        time,
+        rows,
+        widths,
+        seed,
+    })
 }
 
 proptest! {

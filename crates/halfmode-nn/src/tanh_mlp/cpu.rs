@@ -153,7 +153,14 @@ impl Backward<'_> {
                         for ((start, width), panel) in panels(layer.c_in).zip(w.chunks(PANEL * layer.c_out)) {
                             let target = MatMut { data: &mut out[start..], row: layer.c_in, col: 1 };
                             let dims = (n, width, layer.c_out);
-                            R::gemm(dims, Mat::rows(own, layer.c_out), Mat::rows(panel, width), target, R::ZERO, R::ONE);
+                            R::gemm(
+                                dims,
+                                Mat::rows(own, layer.c_out),
+                                Mat::rows(panel, width),
+                                target,
+                                R::ZERO,
+                                R::ONE,
+                            );
                         }
                         match idx.checked_sub(1) {
                             Some(below) => {
@@ -221,7 +228,9 @@ impl Backward<'_> {
         for ((layer, g), grads) in self.layers.iter().zip(g).zip(grads.chunks_exact_mut(2)) {
             let [grad_w, grad_b] = grads else { continue };
             let (mut grad_w, mut grad_b) = (grad_w.view_mut()?, grad_b.view_mut()?);
-            let (Some(grad_w), Some(grad_b)) = (R::direct_mut(&mut grad_w), R::direct_mut(&mut grad_b)) else { continue };
+            let (Some(grad_w), Some(grad_b)) = (R::direct_mut(&mut grad_w), R::direct_mut(&mut grad_b)) else {
+                continue;
+            };
             add_column_sums(g, grad_b);
             for (first, width) in panels(layer.c_in) {
                 let (panel, after) = from.split_at(layer.c_out * width);
@@ -240,7 +249,7 @@ impl Backward<'_> {
 }
 
 /// `g := g (1 - h^2)`
-fn tanh_slope<R: Real>(g: &mut [R], h: &[R]) {
+pub(super) fn tanh_slope<R: Real>(g: &mut [R], h: &[R]) {
     R::vectorised(
         #[inline(always)]
         || g.iter_mut().zip(h).for_each(|(g, h)| *g *= R::ONE - *h * *h),
