@@ -16,6 +16,10 @@ pub(crate) enum Purpose {
     PeriodicField,
     /// The order of samples in an epoch.
     Shuffle,
+    /// Points of a density.
+    Density,
+    /// Numbers of their own.
+    Normal,
 }
 
 impl Purpose {
@@ -24,6 +28,8 @@ impl Purpose {
             Self::Field => *b"halfmode field  ",
             Self::PeriodicField => *b"halfmode periods",
             Self::Shuffle => *b"halfmode shuffle",
+            Self::Density => *b"halfmode density",
+            Self::Normal => *b"halfmode normals",
         }
     }
 }
@@ -51,6 +57,14 @@ pub(crate) fn fill_standard_normal(rng: &mut ChaCha8Rng, out: &mut [f64]) {
             *value = radius * trig;
         }
     }
+}
+
+/// `n` independent standard normal numbers, the same for the same seed on every machine.
+#[must_use]
+pub fn standard_normals(seed: u64, n: usize) -> Vec<f64> {
+    let mut out = vec![0.0; n];
+    fill_standard_normal(&mut stream(Purpose::Normal, seed, 0), &mut out);
+    out
 }
 
 /// A uniform integer in `0..bound` without bias (multiplication with rejection).

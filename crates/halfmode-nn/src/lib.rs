@@ -14,6 +14,7 @@ mod embed;
 mod error;
 mod fno_block;
 mod fused_block;
+pub mod jets;
 mod mlp;
 mod mode_mix;
 mod mode_scale;

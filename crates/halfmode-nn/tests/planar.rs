@@ -223,7 +223,7 @@ fn the_second_output_is_minus_the_divergence_of_the_first() {
             PlanarFlow.forward(&cx, &[&z, &coefficients]).unwrap().0[0].to_vec::<f64>().unwrap()
         };
         let h = 1e-5;
-        let mut trace = vec![0.0; 5];
+        let mut trace = [0.0; 5];
         for c in 0..d {
             let shifted = |by: f64| {
                 let z: Vec<f64> = z.iter().enumerate().map(|(i, z)| if i % d == c { z + by } else { *z }).collect();

@@ -4,6 +4,7 @@
 mod adaptive;
 mod adjoint;
 mod checkpoint;
+mod cnf;
 mod conv_field;
 mod conv_node;
 mod error;
@@ -22,6 +23,7 @@ mod time_channel;
 
 pub use adaptive::{StepControl, Steps};
 pub use checkpoint::{Storage, StoragePlan};
+pub use cnf::{Cnf, Divergence, JetField};
 pub use conv_field::ConvField;
 pub use conv_node::{ConvNode, classes};
 pub use error::Error;

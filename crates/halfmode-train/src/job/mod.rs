@@ -1,6 +1,6 @@
 //! A whole training job: from a configuration to a run directory.
 
-mod config;
+pub(crate) mod config;
 mod error;
 mod fields;
 mod generated;
@@ -9,14 +9,14 @@ mod gpu_step;
 #[cfg(feature = "cuda")]
 mod host_fields;
 mod import;
-mod model_file;
-mod observer;
+pub(crate) mod model_file;
+pub(crate) mod observer;
 mod plan;
 mod precision_report;
 mod run;
 mod run_curves;
-mod run_folder;
-mod run_report;
+pub(crate) mod run_folder;
+pub(crate) mod run_report;
 mod trainer;
 
 pub use config::{

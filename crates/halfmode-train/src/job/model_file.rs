@@ -102,6 +102,15 @@ pub(crate) struct Metadata {
 
 /// Reads a file and its metadata.
 pub(crate) fn read_model_file(path: &Path) -> Result<(BTreeMap<String, Array>, Metadata), JobError> {
+    let (arrays, metadata) = read_named_checked(path)?;
+    let why = |err| format!("it has metadata that cannot be used: {err}");
+    let metadata =
+        serde_json::from_value(metadata).map_err(|err| JobError::ModelFile { path: path.to_owned(), why: why(err) })?;
+    Ok((arrays, metadata))
+}
+
+/// Reads a file of this program, with metadata of the layout that it reads.
+pub(crate) fn read_named_checked(path: &Path) -> Result<(BTreeMap<String, Array>, serde_json::Value), JobError> {
     let bad = |why: String| JobError::ModelFile { path: path.to_owned(), why };
     // The path is said once.
     let (arrays, metadata) = read_named(path).map_err(|err| match err {
@@ -117,8 +126,6 @@ pub(crate) fn read_model_file(path: &Path) -> Result<(BTreeMap<String, Array>, M
         let found = version.map_or("none".to_owned(), |it| it.to_string());
         return Err(bad(format!("it has format version {found}, this program reads {FORMAT_VERSION}")));
     }
-    let metadata =
-        serde_json::from_value(metadata).map_err(|err| bad(format!("it has metadata that cannot be used: {err}")))?;
     Ok((arrays, metadata))
 }
 

@@ -19,6 +19,14 @@ pub(crate) fn nan_from_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
+/// As [`nan_from_null`], for every number of a table.
+pub(crate) fn nans_from_null<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, f64>, D::Error> {
+    let table = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
+    Ok(table.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
+}
+
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
@@ -29,8 +37,12 @@ pub struct EpochRecord {
     /// Mean training loss per sample over the steps that were applied.
     #[serde(deserialize_with = "nan_from_null")]
     pub loss: f64,
-    /// By resolution.
+    /// By resolution; of operators on fields.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub eval: BTreeMap<String, Evaluation>,
+    /// What a [task](crate::task) measures on held-out samples.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nans_from_null")]
+    pub metrics: BTreeMap<String, f64>,
     /// Step size during the epoch.
     pub learning_rate: f64,
     /// Loss scale at the end of the epoch.
@@ -69,8 +81,10 @@ pub struct Progress {
     pub n_steps: u64,
     /// Mean training loss per sample in this epoch so far.
     pub loss: f64,
-    /// Newest test error, by resolution.
+    /// Newest test error, by resolution; of operators on fields.
     pub eval: BTreeMap<String, Evaluation>,
+    /// What a [task](crate::task) measured last on held-out samples.
+    pub metrics: BTreeMap<String, f64>,
     /// Samples per second of this session.
     pub samples_per_s: f64,
     /// Bytes live and at most.

@@ -1,6 +1,7 @@
 //! A run: the loop over epochs, and the directory it writes.
 
 use crate::job::model_file::{FORMAT_VERSION, Metadata};
+use crate::job::observer::nans_from_null;
 use crate::job::run_curves::draw_curves;
 use crate::job::run_folder;
 use crate::job::{
@@ -70,8 +71,12 @@ pub struct Summary {
     pub skipped_steps: u64,
     /// Loss scale at the end.
     pub final_loss_scale: f64,
-    /// Errors by resolution.
+    /// Errors by resolution; of operators on fields.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub eval: BTreeMap<String, Evaluation>,
+    /// What a [task](crate::task) measured on held-out samples.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nans_from_null")]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// A job with its directory.
@@ -252,6 +257,7 @@ impl Run {
                 step: state.step,
                 loss,
                 eval: self.eval.clone(),
+                metrics: BTreeMap::new(),
                 learning_rate,
                 loss_scale: self.trainer.loss_scale(),
                 skipped_steps: state.skipped_steps,
@@ -315,6 +321,7 @@ impl Run {
             n_steps,
             loss: self.mean_loss(),
             eval: self.eval.clone(),
+            metrics: BTreeMap::new(),
             samples_per_s: done * config.train.batch_size as f64 / elapsed.max(1e-9),
             live_bytes: memory.total.live,
             peak_bytes: memory.total.peak.max(self.peak_bytes),
@@ -374,6 +381,7 @@ impl Run {
             skipped_steps: state.skipped_steps,
             final_loss_scale: self.trainer.loss_scale(),
             eval: self.eval.clone(),
+            metrics: BTreeMap::new(),
         };
         let text = serde_json::to_vec_pretty(&summary).unwrap_or_default();
         atomic_write(self.options.out.join("summary.json"), &text)?;

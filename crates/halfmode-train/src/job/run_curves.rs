@@ -40,6 +40,7 @@ fn chart(records: &[EpochRecord]) -> Chart {
 mod tests {
     use super::*;
     use crate::job::Evaluation;
+    use std::collections::BTreeMap;
 
     fn record(epoch: u64, errors: &[(&str, f64)]) -> EpochRecord {
         let eval = errors.iter().map(|&(label, l2)| (label.to_owned(), Evaluation { l2, h1: l2 })).collect();
@@ -48,6 +49,7 @@ mod tests {
             step: epoch,
             loss: 0.5 / epoch as f64,
             eval,
+            metrics: BTreeMap::new(),
             learning_rate: 1e-3,
             loss_scale: 1.0,
             skipped_steps: 0,

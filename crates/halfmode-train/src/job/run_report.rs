@@ -15,16 +15,19 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Those of reading `config.toml`, `metrics.jsonl` and `summary.json`, and of writing.
 pub fn write_report(out: &Path) -> Result<PathBuf, JobError> {
+    if crate::task::is_task_run(out) {
+        return crate::task::write_report(out);
+    }
     let path = out.join("report.html");
     atomic_write(&path, report_html(&gather(out)?).as_bytes())?;
     Ok(path)
 }
 
-fn read(path: &Path) -> Result<String, JobError> {
+pub(crate) fn read(path: &Path) -> Result<String, JobError> {
     Ok(std::fs::read_to_string(path).map_err(|err| crate::Error::read(path, err))?)
 }
 
-fn bad(path: &Path, why: impl std::fmt::Display) -> JobError {
+pub(crate) fn bad(path: &Path, why: impl std::fmt::Display) -> JobError {
     JobError::ModelFile { path: path.to_owned(), why: why.to_string() }
 }
 
@@ -60,6 +63,7 @@ fn gather(out: &Path) -> Result<Report, JobError> {
         outcome,
         subtitle,
         evaluation: evaluation(&config, &summary, &train_label),
+        metrics: Vec::new(),
         facts: facts(&config, &summary),
         precision: precision_table(&policy),
         op_precision: op_precision(out)?,
@@ -151,7 +155,7 @@ fn facts(config: &JobConfig, summary: &Summary) -> Vec<(String, String)> {
 }
 
 /// The policy's own table, split at its columns.
-fn precision_table(policy: &halfmode_precision::PrecisionPolicy) -> Table {
+pub(crate) fn precision_table(policy: &halfmode_precision::PrecisionPolicy) -> Table {
     let text = policy.table();
     // The first line says the preset, the second names the columns behind that of the ops.
     let mut lines =
@@ -175,7 +179,7 @@ fn precision_table(policy: &halfmode_precision::PrecisionPolicy) -> Table {
     Table { header, rows }
 }
 
-fn memory_rows(out: &Path) -> Vec<MemoryRow> {
+pub(crate) fn memory_rows(out: &Path) -> Vec<MemoryRow> {
     #[derive(serde::Deserialize)]
     struct Memory {
         purposes: Vec<(String, u64, u64)>,
@@ -229,7 +233,7 @@ fn charts(records: &[EpochRecord]) -> Vec<Chart> {
 }
 
 /// The loss scale from the first step to the last.
-fn loss_scale(out: &Path, initial: f64, summary: &Summary) -> Result<LossScale, JobError> {
+pub(crate) fn loss_scale(out: &Path, initial: f64, summary: &Summary) -> Result<LossScale, JobError> {
     let path = out.join("loss-scale.jsonl");
     let events = if path.exists() { read_metrics(&path)? } else { Vec::new() };
     let mut history = LossScale { scale: vec![(0.0, initial)], skipped: Vec::new() };

@@ -12,11 +12,13 @@ mod escape;
 pub mod field;
 mod font;
 mod number;
+mod points;
 pub mod report;
 mod table;
 
 pub use curves::{Chart, Line, Marks, Series, YAxis, curves_svg};
 pub use field::{Field, Panel, Scale, abs_difference, moduli_png, panel_png, prediction_png};
+pub use points::{Cloud, clouds_png};
 pub use report::{Evaluation, Image, LossScale, MemoryRow, OpPrecision, Outcome, Report, report_html};
 pub use table::Table;
 

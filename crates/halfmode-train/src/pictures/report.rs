@@ -90,6 +90,8 @@ pub struct Report {
     pub subtitle: String,
     /// Errors, one entry per test set, the training resolution first.
     pub evaluation: Vec<Evaluation>,
+    /// What else was measured on held-out samples: names and values, the criterion first.
+    pub metrics: Vec<(String, f64)>,
     /// Facts on the run: data, model, optimiser, seed.
     pub facts: Vec<(String, String)>,
     /// The precision policy: what is stored and summed in which format.
@@ -129,7 +131,10 @@ pub fn report_html(report: &Report) -> String {
         header(report),
         tiles(report),
         section("Curves", &charts(&report.curves)),
-        section("Predictions", &report.panels.iter().map(figure).collect::<String>()),
+        section(
+            if report.metrics.is_empty() { "Predictions" } else { "Pictures" },
+            &report.panels.iter().map(figure).collect::<String>(),
+        ),
         section("Errors by resolution", &evaluation(&report.evaluation)),
         section("Loss scale and skipped steps", &report.loss_scale.as_ref().map_or(String::new(), loss_scale)),
         section("Precision, op by op", &op_precision(&report.op_precision)),
@@ -212,6 +217,14 @@ fn verdict(report: &Report) -> String {
     });
     let errors: Vec<String> = errors.collect();
     let time = report.seconds.map_or(String::new(), |it| format!(" after {}", duration(it)));
+    if let Some((name, value)) = report.metrics.first() {
+        let how = match report.outcome {
+            Outcome::Finished => "Finished",
+            Outcome::Stopped => "Stopped",
+            Outcome::Diverged => "Diverged",
+        };
+        return format!("{how}{time}: {name} {} on held-out samples.", compact(*value, 4));
+    }
     let Some((last, others)) = errors.split_last() else {
         return match report.outcome {
             Outcome::Finished => format!("Finished{time}, not evaluated."),
@@ -229,6 +242,7 @@ fn tiles(report: &Report) -> String {
         let how = if it.zero_shot { ", zero-shot" } else { "" };
         tiles.push((compact(it.l2, 4), format!("relative L2 at {}{how}", it.resolution)));
     }
+    tiles.extend(report.metrics.iter().map(|(name, value)| (compact(*value, 4), name.clone())));
     if let Some(seconds) = report.seconds {
         tiles.push((duration(seconds), "wall time".to_owned()));
     }

@@ -5,7 +5,7 @@ use crate::cli::config_file::{self, ConfigArgs, Loaded};
 use crate::cli::error::{CliError, Exit, no_room};
 use crate::cli::plan::{explain_no_room, make_plan};
 use crate::cli::train::{model_line, precision_line};
-use crate::cli::{Context, device_name, gpu, memory, text};
+use crate::cli::{Context, device_name, gpu, memory, task, text};
 use halfmode::data::FieldPairs;
 use halfmode::train::job::{DataShapes, FieldShape, JobData, JobError, LossKind, Trainer};
 use ndarray::{ArrayD, IxDyn};
@@ -39,15 +39,15 @@ impl BenchArgs {
 }
 
 #[derive(Debug, clap::Args)]
-struct StepArgs {
+pub(crate) struct StepArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    pub(crate) config: ConfigArgs,
     /// Steps that are timed.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    iterations: u32,
+    pub(crate) iterations: u32,
     /// Steps before them.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    warmup: u32,
+    pub(crate) warmup: u32,
 }
 
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<Exit, CliError> {
@@ -59,6 +59,9 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<Exit, CliError>
 }
 
 fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
+    if config_file::is_task(&args.config) {
+        return task::bench_step(args, context);
+    }
     let loaded = config_file::load(&args.config, context.global.seed)?;
     let policy = loaded.validate()?;
     let (config, device) = (&loaded.config, context.device()?);

@@ -5,13 +5,21 @@ use crate::cli::text::nearest;
 use halfmode::data::DarcyPt;
 use halfmode::precision::{PrecisionPolicy, Preset};
 use halfmode::train::job::{DataConfig, DataShapes, JobConfig, JobError, data_shapes};
+use halfmode::train::task::{self, TaskConfig, TaskModel};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+/// The operator on fields that is known by name.
+const DARCY: &str = "darcy";
+
 /// Jobs that are known by name.
-const PRESETS: [&str; 1] = ["darcy"];
+fn presets() -> impl Iterator<Item = &'static str> {
+    std::iter::once(DARCY).chain(task::PRESETS)
+}
 
 /// The longest configuration that is read.
 const MAX_BYTES: u64 = 1 << 16;
@@ -19,7 +27,7 @@ const MAX_BYTES: u64 = 1 << 16;
 /// What configures a job: shared by `train`, `plan` and `bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConfigArgs {
-    /// A TOML file, a run directory, or the name of a preset (darcy).
+    /// A TOML file, a run directory, or the name of a preset (darcy, cnf).
     #[arg(value_name = "CONFIG|PRESET")]
     pub(crate) config: String,
     /// Replaces one value, such as train.epochs=5 or 'scheduler={kind="cosine",t_max=15}'.
@@ -27,10 +35,10 @@ pub(crate) struct ConfigArgs {
     pub(crate) sets: Vec<String>,
 }
 
-/// A configuration and where it came from.
+/// A configuration, of an operator on fields or of a task, and where it came from.
 #[derive(Clone, Debug)]
-pub(crate) struct Loaded {
-    pub(crate) config: JobConfig,
+pub(crate) struct Loaded<C = JobConfig> {
+    pub(crate) config: C,
     /// The preset's name, the file's stem or the run directory's name.
     pub(crate) name: String,
     /// The run directory, if that was named.
@@ -90,14 +98,16 @@ impl Loaded {
             }
         }
     }
+}
 
+impl<C> Loaded<C> {
     /// The error with the place in the configuration that caused it.
     pub(crate) fn explain(&self, err: JobError) -> CliError {
         let key = config_key(&err).filter(|_| job_exit(&err) == Exit::Config);
         let Some(key) = key else {
             let is_data = job_exit(&err) == Exit::Data;
             let err = CliError::from(err);
-            return if is_data { err.or_help(self.data_help()) } else { err };
+            return if is_data { err.or_help(self.origin.check()) } else { err };
         };
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         let what = match &err {
@@ -108,15 +118,30 @@ impl Loaded {
     }
 }
 
-/// Reads a preset, a file or a run directory's `config.toml`, and applies `--set` and `--seed`.
-pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliError> {
-    let argument = &args.config;
+/// Whether a configuration is a task's: by the kind of its model, `--set` included. What cannot be read is told by
+/// [`load`].
+pub(crate) fn is_task(args: &ConfigArgs) -> bool {
+    let Ok((_, _, origin)) = open(&args.config) else { return false };
+    let Ok(mut table) = origin.parse() else { return false };
+    for set in &args.sets {
+        _ = overlay(&mut table, set);
+    }
+    let kind = table.get("model").and_then(|model| model.get("kind")).and_then(Value::as_str);
+    kind.is_some_and(|kind| TaskModel::KINDS.contains(&kind))
+}
+
+/// The text behind an argument, with a name and the run directory if that was named.
+fn open(argument: &str) -> Result<(String, Option<PathBuf>, Origin), CliError> {
     let path = Path::new(argument);
     let stem =
         |path: &Path| path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    let (name, file, run_dir, text) = if PRESETS.contains(&argument.as_str()) {
-        let text = toml::to_string(&JobConfig::darcy()).map_err(|err| CliError::new(Exit::Other, err.to_string()))?;
-        (argument.clone(), None, None, text)
+    let preset = match argument {
+        DARCY => Some(toml::to_string(&JobConfig::darcy())),
+        name => TaskConfig::preset(name).map(|config| toml::to_string(&config)),
+    };
+    let (name, file, run_dir, text) = if let Some(text) = preset {
+        let text = text.map_err(|err| CliError::new(Exit::Other, err.to_string()))?;
+        (argument.to_owned(), None, None, text)
     } else if path.is_dir() {
         let file = path.join("config.toml");
         let text = read(&file, argument)?;
@@ -125,7 +150,17 @@ pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliEr
     } else {
         (stem(path), Some(path.to_owned()), None, read(path, argument)?)
     };
-    let mut origin = Origin { argument: argument.clone(), file, text, sets: Vec::new() };
+    Ok((name, run_dir, Origin { argument: argument.to_owned(), file, text, sets: Vec::new() }))
+}
+
+/// Reads a preset, a file or a run directory's `config.toml`, and applies `--set` and `--seed`.
+pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliError> {
+    load_as(args, seed)
+}
+
+/// As [`load`], for a configuration of any sort.
+pub(crate) fn load_as<C: DeserializeOwned>(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded<C>, CliError> {
+    let (name, run_dir, mut origin) = open(&args.config)?;
     let mut table = origin.parse()?;
     for set in &args.sets {
         let path = overlay(&mut table, set)?;
@@ -136,7 +171,7 @@ pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliEr
         origin.sets.push((vec!["seed".to_owned()], format!("--seed {seed}")));
     }
     spread_preset(&mut table);
-    let config = table.clone().try_into::<JobConfig>().map_err(|err| origin.refuse(&table, err.message()))?;
+    let config = table.clone().try_into::<C>().map_err(|err| origin.refuse::<C>(&table, err.message()))?;
     Ok(Loaded { config, name, run_dir, origin })
 }
 
@@ -145,9 +180,9 @@ pub(crate) fn read(path: &Path, argument: &str) -> Result<String, CliError> {
     let refuse = |err: std::io::Error| {
         let missing = err.kind() == std::io::ErrorKind::NotFound;
         let what = if missing { "no such configuration" } else { "the configuration cannot be read" };
-        let why = match nearest(argument, PRESETS) {
+        let why = match nearest(argument, presets()) {
             Some(preset) if missing => format!("it is neither a file nor a preset; the nearest preset is `{preset}`"),
-            _ if missing => format!("it is neither a file nor a preset ({})", PRESETS.join(", ")),
+            _ if missing => format!("it is neither a file nor a preset ({})", presets().collect::<Vec<_>>().join(", ")),
             _ => err.to_string(),
         };
         CliError::new(Exit::Config, what).at(path.display().to_string()).why(why).help("halfmode train darcy")
@@ -292,9 +327,9 @@ impl Origin {
     }
 
     /// The error of a table that is no configuration.
-    fn refuse(&self, table: &Table, message: &str) -> CliError {
+    fn refuse<C: DeserializeOwned>(&self, table: &Table, message: &str) -> CliError {
         let message = message.lines().next().unwrap_or("it is no configuration");
-        let path = blame(table, message);
+        let path = blame::<C>(table, message);
         let place = if path.is_empty() { self.file_name() } else { self.place(&path) };
         let err = CliError::new(Exit::Config, "").at(place).help(self.check());
         let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
@@ -323,12 +358,12 @@ impl Origin {
 
 /// The path of the value that causes `message`: the one without which the error is another. Works
 /// through tagged and untagged enums, which forget where their parts came from.
-fn blame(root: &Table, message: &str) -> Vec<String> {
+fn blame<C: DeserializeOwned>(root: &Table, message: &str) -> Vec<String> {
     let first_line = |text: &str| text.lines().next().unwrap_or_default().to_owned();
     let changes = |path: &[String]| {
         let mut without = root.clone();
         remove(&mut without, path);
-        without.try_into::<JobConfig>().map_or_else(|err| first_line(err.message()) != message, |_| true)
+        without.try_into::<C>().map_or_else(|err| first_line(err.message()) != message, |_| true)
     };
     let missing = message.starts_with("missing field");
     let mut path: Vec<String> = Vec::new();
@@ -364,7 +399,7 @@ fn remove(root: &mut Table, path: &[String]) {
 }
 
 /// Keys whose values differ, with the old and the new value.
-pub(crate) fn differences(old: &JobConfig, new: &JobConfig) -> Vec<String> {
+pub(crate) fn differences<C: Serialize>(old: &C, new: &C) -> Vec<String> {
     fn flatten(prefix: &str, table: Table, into: &mut std::collections::BTreeMap<String, String>) {
         for (name, value) in table {
             let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
@@ -374,7 +409,7 @@ pub(crate) fn differences(old: &JobConfig, new: &JobConfig) -> Vec<String> {
             }
         }
     }
-    let flat = |config: &JobConfig| {
+    let flat = |config: &C| {
         let mut keys = std::collections::BTreeMap::new();
         flatten("", Table::try_from(config).unwrap_or_default(), &mut keys);
         keys

@@ -24,6 +24,7 @@ mod progress;
 mod report;
 mod run_dir;
 mod signals;
+mod task;
 mod text;
 mod train;
 

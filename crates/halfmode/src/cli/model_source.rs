@@ -49,6 +49,14 @@ pub(crate) fn load(path: &Path, precision: Option<PrecisionChoice>, context: &Co
     let file = match &run {
         Some(run) => {
             run_dir::check_is_run(run)?;
+            if halfmode::train::task::is_task_run(run) {
+                let err = CliError::new(Exit::Model, "this run trained no operator on fields");
+                let why = "what a task's model does is in its report";
+                return Err(err
+                    .at(run.display().to_string())
+                    .why(why)
+                    .help(format!("halfmode report {}", run.display())));
+            }
             let [best, latest] = ["best", "latest"].map(|name| run.join("checkpoints").join(name));
             if best.exists() { best } else { latest }
         }

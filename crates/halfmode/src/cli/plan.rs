@@ -5,7 +5,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::memory::{self, NoRoom};
 use crate::cli::plan_precisions::{self, Column};
 use crate::cli::train::{grid_text, model_line, precision_line};
-use crate::cli::{Context, command_line, text};
+use crate::cli::{Context, command_line, task, text};
 use halfmode::autograd::MemoryReport;
 use halfmode::precision::{PrecisionConfig, Preset};
 use halfmode::tensor::{MemoryStats, Target};
@@ -98,6 +98,9 @@ pub(crate) fn explain_no_room(full: NoRoom, loaded: &Loaded, shapes: &DataShapes
 }
 
 pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> {
+    if config_file::is_task(&args.config) {
+        return task::plan(&args.config, args.memory, context);
+    }
     let loaded = config_file::load(&args.config, context.global.seed)?;
     let policy = loaded.validate()?;
     let (threads, target) = (context.n_threads(), context.target()?);
@@ -158,7 +161,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> 
 }
 
 /// `2 threads`, `cuda:0`.
-fn target_text(target: Target, device: &str) -> String {
+pub(crate) fn target_text(target: Target, device: &str) -> String {
     match target {
         Target::Cpu { threads } => format!("{threads} threads"),
         #[allow(unreachable_patterns, reason = "a build without a GPU backend has no other target")]
@@ -197,12 +200,12 @@ pub(crate) fn plan_json(plan: &JobPlan) -> Value {
 }
 
 /// What forward keeps: what lives because of it, and with `-v` what is only referred to, too.
-fn saved_table(report: &MemoryReport, all: bool) -> String {
+pub(crate) fn saved_table(report: &MemoryReport, all: bool) -> String {
     let rows = report.rows.iter().filter(|row| all || !row.shared).cloned().collect();
     MemoryReport { rows }.to_string()
 }
 
-fn saved_json(report: &MemoryReport) -> Vec<Value> {
+pub(crate) fn saved_json(report: &MemoryReport) -> Vec<Value> {
     let rows = report.rows.iter().map(|row| {
         let shape: &[usize] = &row.shape;
         let (dtype, bytes) = (row.dtype.to_string(), row.bytes);
@@ -211,7 +214,7 @@ fn saved_json(report: &MemoryReport) -> Vec<Value> {
     rows.collect()
 }
 
-fn memory_table(preset: &str, configured: &JobPlan, full: &JobPlan) -> String {
+pub(crate) fn memory_table(preset: &str, configured: &JobPlan, full: &JobPlan) -> String {
     let ratio =
         |bytes: usize, of: usize| if of == 0 { "-".to_owned() } else { format!("{:.3}", bytes as f64 / of as f64) };
     let row = |name: &str, bytes: usize, of: usize| {

@@ -30,6 +30,16 @@ fn errors(eval: &BTreeMap<String, Evaluation>) -> String {
     sorted.into_iter().map(|(label, errors)| format!("{:.4}@{label}", errors.l2)).collect::<Vec<_>>().join(" ")
 }
 
+/// `NLL 2.8412`: what a task measures.
+fn measures(metrics: &BTreeMap<String, f64>) -> String {
+    metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Test errors, or what a task measures instead.
+fn tested(eval: &BTreeMap<String, Evaluation>, metrics: &BTreeMap<String, f64>) -> String {
+    if eval.is_empty() && !metrics.is_empty() { measures(metrics) } else { errors(eval) }
+}
+
 /// Watches training.
 pub(crate) struct Watch<'a> {
     output: &'a Output,
@@ -56,14 +66,14 @@ impl<'a> Watch<'a> {
 impl Observer for Watch<'_> {
     fn step(&mut self, progress: &Progress) {
         self.bar.set_position(progress.step);
-        let first = errors(&progress.eval);
+        let first = tested(&progress.eval, &progress.metrics);
         // What matters least comes last: narrow terminals cut it off.
         self.bar.set_message(format!(
             "epoch {}/{}  loss {:.4}  test {}  left {}  {:.0} samples/s  mem {}/{}  scale {}  skipped {}",
             progress.epoch,
             progress.n_epochs,
             progress.loss,
-            first.split(' ').next().unwrap_or_default(),
+            if progress.eval.is_empty() { &first } else { first.split(' ').next().unwrap_or_default() },
             text::seconds(progress.seconds_left),
             progress.samples_per_s,
             text::bytes(progress.live_bytes),
@@ -79,7 +89,7 @@ impl Observer for Watch<'_> {
             "epoch {}/{n_epochs}  loss {:.4}  test {}  {:.0} samples/s  peak {}  scale {}  skipped {}  left {}",
             record.epoch,
             record.loss,
-            errors(&record.eval),
+            tested(&record.eval, &record.metrics),
             record.samples_per_s,
             text::bytes(record.peak_bytes),
             record.loss_scale,

@@ -3,7 +3,9 @@
 use crate::cli::config_file::{Loaded, differences, read};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::output::Output;
-use halfmode::train::job::{JobConfig, is_unused, newest_checkpoint};
+use halfmode::train::job::{is_unused, newest_checkpoint};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
 /// How `train` takes its directory.
@@ -30,7 +32,12 @@ impl OutArgs {
     }
 
     /// The directory, once it is clear that it may be used.
-    pub(crate) fn resolve(&self, loaded: &Loaded, argument: &str, output: &Output) -> Result<PathBuf, CliError> {
+    pub(crate) fn resolve<C: DeserializeOwned + Serialize>(
+        &self,
+        loaded: &Loaded<C>,
+        argument: &str,
+        output: &Output,
+    ) -> Result<PathBuf, CliError> {
         let out = match (&self.out, &loaded.run_dir) {
             (Some(out), _) => out.clone(),
             (None, Some(run)) => run.clone(),
@@ -65,8 +72,8 @@ impl OutArgs {
 }
 
 /// Tells what a resumed run does otherwise than before.
-fn note_differences(out: &Path, loaded: &Loaded, output: &Output) {
-    let before = read_config(out);
+fn note_differences<C: DeserializeOwned + Serialize>(out: &Path, loaded: &Loaded<C>, output: &Output) {
+    let before = read_config::<C>(out);
     if let Ok(before) = before {
         for line in differences(&before, &loaded.config) {
             output.note(&format!("changed since the run began: {line}"));
@@ -80,7 +87,7 @@ fn note_differences(out: &Path, loaded: &Loaded, output: &Output) {
 }
 
 /// The configuration that a run wrote.
-pub(crate) fn read_config(run: &Path) -> Result<JobConfig, CliError> {
+pub(crate) fn read_config<C: DeserializeOwned>(run: &Path) -> Result<C, CliError> {
     let path = run.join("config.toml");
     let refuse = |why: String| {
         let err = CliError::new(Exit::Model, "the run's configuration cannot be read").at(path.display().to_string());

@@ -6,7 +6,7 @@ use crate::cli::plan::{explain_no_room, largest_batch, make_plan};
 use crate::cli::progress::{DataWatch, Watch};
 use crate::cli::run_dir::{OutArgs, read_config};
 use crate::cli::signals::{Signals, stop_exit};
-use crate::cli::{Context, command_line, environment, memory, text};
+use crate::cli::{Context, command_line, environment, memory, task, text};
 use halfmode::precision::PrecisionPolicy;
 use halfmode::tensor::Device;
 use halfmode::train::Error as TrainError;
@@ -20,15 +20,18 @@ use std::path::Path;
 #[derive(Debug, clap::Args)]
 pub(crate) struct TrainArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    pub(crate) config: ConfigArgs,
     #[command(flatten)]
-    out: OutArgs,
+    pub(crate) out: OutArgs,
     /// Test samples to draw per resolution.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=1000))]
-    plots: u16,
+    pub(crate) plots: u16,
 }
 
 pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError> {
+    if config_file::is_task(&args.config) {
+        return task::train(args, context);
+    }
     let loaded = config_file::load(&args.config, context.global.seed)?;
     let policy = loaded.validate()?;
     let argument = &args.config.config;
@@ -109,7 +112,7 @@ fn explain_run(
         return err.map_help(|line| command_line::flagged(&line, flag));
     }
     let shown = out.display();
-    let other_model = || read_config(out).is_ok_and(|before| before.model != loaded.config.model);
+    let other_model = || read_config::<JobConfig>(out).is_ok_and(|before| before.model != loaded.config.model);
     let help = match &err {
         JobError::Resume { .. } if other_model() => Some(format!("halfmode train {shown} --resume")),
         JobError::Resume { older: Some(older), .. } => {

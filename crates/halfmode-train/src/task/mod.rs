@@ -1,0 +1,114 @@
+//! Jobs that are no operators on fields: each kind is a [`Task`], and one trainer, one run directory and one report
+//! serve them all.
+//!
+//! A new kind is a file here with an implementation of [`Task`]; a variant of [`TaskModel`] (and of [`TaskData`], if its
+//! samples are of a new sort) with the keys that users type; a preset in [`TaskConfig::preset`] with its name in
+//! [`PRESETS`]; and an arm in [`build`]. The command line, checkpoints, `--resume`, planning, `bench step` and the report
+//! need nothing more.
+
+mod cnf;
+mod config;
+mod report;
+mod run;
+mod trainer;
+
+pub use cnf::CnfTask;
+pub use config::{CnfModel, DensityData, OdeMethod, PRESETS, SolverConfig, TaskConfig, TaskData, TaskModel, TaskTrain};
+pub use report::{is_task_run, write_report};
+pub use run::TaskRun;
+pub use trainer::{TaskTrainer, plan};
+
+use crate::job::JobError;
+use halfmode_autograd::{Cx, Tape, Var};
+use halfmode_nn::{ParamSpec, Params};
+use halfmode_precision::PrecisionPolicy;
+use halfmode_tensor::{Device, Tensor};
+use std::fmt;
+use std::sync::Arc;
+
+/// What is trained, on what, and how well it does.
+pub trait Task: fmt::Debug + Send + Sync {
+    /// The model in a line, without the number of its parameters.
+    fn describe(&self) -> String;
+
+    /// The data in a line.
+    fn describe_data(&self) -> String;
+
+    /// The parameters, in the order in which [`Task::loss`] takes them.
+    fn param_specs(&self) -> Vec<ParamSpec>;
+
+    /// Samples of an epoch.
+    fn n_train(&self) -> usize;
+
+    /// The training samples of these numbers below [`Task::n_train`], in an epoch, on a device. What is the same in all
+    /// epochs does not depend on `epoch`.
+    ///
+    /// # Errors
+    /// Those of reading samples and of memory.
+    fn batch(&self, device: &Device, epoch: u64, indices: &[usize]) -> Result<Vec<Tensor>, JobError>;
+
+    /// The mean loss of a batch, one number.
+    ///
+    /// # Errors
+    /// Those of its ops.
+    fn loss(&self, tape: &mut Tape, params: &[Var], batch: Vec<Tensor>) -> halfmode_autograd::Result<Var>;
+
+    /// Measures on held-out samples, names with values. The first is the criterion: smaller is better, it steers the
+    /// schedule and the best model. On the planning device: the same work, no numbers.
+    ///
+    /// # Errors
+    /// Those of the model and of memory.
+    fn evaluate(&self, model: &Trained<'_>) -> Result<Vec<(&'static str, f64)>, JobError>;
+
+    /// Measures that are made once, after the last epoch.
+    ///
+    /// # Errors
+    /// Those of [`Task::evaluate`].
+    fn evaluate_at_end(&self, _model: &Trained<'_>) -> Result<Vec<(&'static str, f64)>, JobError> {
+        Ok(Vec::new())
+    }
+
+    /// Pictures of the trained model, PNG files by their names: `NN-what it shows` becomes a caption.
+    ///
+    /// # Errors
+    /// Those of the model, and of drawing.
+    fn pictures(&self, _model: &Trained<'_>) -> Result<Vec<(String, Vec<u8>)>, JobError> {
+        Ok(Vec::new())
+    }
+
+    /// Floating-point operations of a training step on `batch` samples, multiply and add counted apart.
+    fn step_flops(&self, batch: usize) -> f64;
+}
+
+/// A model that is not trained at the moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Trained<'a> {
+    /// Where it is.
+    pub device: &'a Device,
+    /// In which formats.
+    pub policy: &'a Arc<PrecisionPolicy>,
+    /// Its parameters.
+    pub params: &'a Params,
+}
+
+impl Trained<'_> {
+    /// A tape that keeps nothing, and the parameters on it.
+    #[must_use]
+    pub fn tape(&self) -> (Tape, Vec<Var>) {
+        let mut tape = Tape::new(Cx::inference(self.device, self.policy));
+        let params = self.params.leaves(&mut tape);
+        (tape, params)
+    }
+}
+
+/// The task that a configuration describes.
+///
+/// # Errors
+/// [`JobError::Config`] for data that the model cannot take.
+pub fn build(config: &TaskConfig, policy: &PrecisionPolicy) -> Result<Box<dyn Task>, JobError> {
+    match (&config.model, &config.data) {
+        (TaskModel::Cnf(model), TaskData::Density(data)) => {
+            Ok(Box::new(CnfTask::new(model, data, &config.solver, (policy, config.seed))))
+        }
+    }
+}
