@@ -1,11 +1,12 @@
 //! A perceptron with tanh between its layers as one op: the usual field of a neural differential equation.
 
 mod cpu;
+mod tiled;
 
 use crate::pointwise::{Grads, check_len, on_the_host, rows_of, storage};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::DType;
+use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor, with_real};
 use smallvec::smallvec;
 
@@ -99,6 +100,10 @@ impl TanhMlp {
             }
         }
         let t = self.time(t)?;
+        if tiled::suits(cx, x, &layers) {
+            tiled::forward(&cx.device, &layers, x, t, &mut hidden, &mut y)?;
+            return Ok((y, hidden));
+        }
         with_real!(cx.policy.pointwise.storage, R => cpu::forward::<R>(&cx.device, &layers, x, t, &mut hidden, &mut y))?;
         Ok((y, hidden))
     }
@@ -133,25 +138,29 @@ impl Op for TanhMlp {
             let time = self.time(t.as_ref())?;
             let mut gx = cx.device.alloc_unwritten(x.shape().clone(), storage(cx), Purpose::Activation)?;
             let want_weights = needs[self.n_before()..].contains(&true) || (t.is_some() && needs[1]);
-            with_real!(cx.policy.pointwise.storage, R => {
-                let back = cpu::Backward { layers: &layers, x: &x, hidden: &hidden, t: time };
-                let inner = back.rows::<R>(&cx.device, &g, &mut gx)?;
-                let mut out = vec![Some(gx)];
-                let sums = if want_weights { back.weights::<R>(&cx.device, &inner)? } else { Vec::new() };
-                if t.is_some() {
-                    // What the first layer's bias gets, through the weights of the time.
-                    let slope = match sums.get(1) {
-                        Some(bias) if needs[1] && cx.device.launches() => cpu::time_slope(&layers[0], bias)?,
-                        _ => 0.0,
-                    };
-                    let precision = halfmode_precision::Precision::F64;
-                    let grad = || halfmode_tensor::Tensor::from_slice(&cx.device, &[slope], [1], precision, Purpose::Grad);
-                    out.push(if needs[1] { Some(grad()?) } else { None });
-                }
-                out.extend(sums.into_iter().map(Some));
-                out.resize(needs.len(), None);
-                Ok(out)
-            })
+            let back = cpu::Backward { layers: &layers, x: &x, hidden: &hidden, t: time };
+            let sums = if tiled::suits(cx, &x, &layers) {
+                let inner = back.rows_tiled(&cx.device, &g, &mut gx)?;
+                if want_weights { back.weights_tiled(&cx.device, &inner)? } else { Vec::new() }
+            } else {
+                with_real!(cx.policy.pointwise.storage, R => {
+                    let inner = back.rows::<R>(&cx.device, &g, &mut gx)?;
+                    if want_weights { back.weights::<R>(&cx.device, &inner)? } else { Vec::new() }
+                })
+            };
+            let mut out = vec![Some(gx)];
+            if t.is_some() {
+                // What the first layer's bias gets, through the weights of the time.
+                let slope = match sums.get(1) {
+                    Some(bias) if needs[1] && cx.device.launches() => cpu::time_slope(&layers[0], bias)?,
+                    _ => 0.0,
+                };
+                let grad = || Tensor::from_slice(&cx.device, &[slope], [1], Precision::F64, Purpose::Grad);
+                out.push(if needs[1] { Some(grad()?) } else { None });
+            }
+            out.extend(sums.into_iter().map(Some));
+            out.resize(needs.len(), None);
+            Ok(out)
         };
         run().map_err(|err| err.in_op(NAME))
     }

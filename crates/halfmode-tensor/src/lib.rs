@@ -22,6 +22,7 @@ mod shape;
 mod simd;
 mod storage;
 mod tensor;
+pub mod tiles;
 mod view;
 
 pub use device::{CpuDevice, Device, MetaDevice, Target};

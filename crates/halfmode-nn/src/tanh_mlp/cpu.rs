@@ -249,7 +249,7 @@ impl Backward<'_> {
 }
 
 /// `g := g (1 - h^2)`
-fn tanh_slope<R: Real>(g: &mut [R], h: &[R]) {
+pub(super) fn tanh_slope<R: Real>(g: &mut [R], h: &[R]) {
     R::vectorised(
         #[inline(always)]
         || g.iter_mut().zip(h).for_each(|(g, h)| *g *= R::ONE - *h * *h),
