@@ -19,13 +19,14 @@ fn main() {
 mod cuda {
     use halfmode_autograd::{Tape, Var};
     use halfmode_benches::noise;
-    use halfmode_nn::Params;
-    use halfmode_ode::{MlpField, OdeOptions, OdePrecision, PlanarField, TimeInput, Times, TupleField, VectorField};
-    use halfmode_ode::{odeint_last, odeint_tuple_last};
+    use halfmode_nn::{Module, Params};
+    use halfmode_ode::{ConvNode, MlpField, OdeOptions, OdePrecision, PlanarField, TimeInput, Times, TupleField};
+    use halfmode_ode::{VectorField, odeint_last, odeint_tuple_last};
     use halfmode_precision::{Compute, LossScale, Precision, PrecisionPolicy};
     use halfmode_tensor::cuda::{CudaDevice, CudaError, Timer};
     use halfmode_tensor::{Device, Purpose, Tensor};
-    use halfmode_train::{AdamW, AdamWConfig, AdamWKind, GaussianNll, LpLoss, RecordedStep, Result};
+    use halfmode_train::{AdamW, AdamWConfig, AdamWKind, CrossEntropy, GaussianNll, LpLoss, RecordedStep};
+    use halfmode_train::{Reduction, Result};
     use std::sync::Arc;
 
     const WARM_UP: usize = 5;
@@ -55,13 +56,14 @@ mod cuda {
     }
 
     #[rustfmt::skip]
-    const ROWS: [Row; 5] = [
+    const ROWS: [Row; 6] = [
         Row { name: "ode_mlp_b4096_d64_w256x3_rk4x32", peer: Some(Peer { ms: 86.1818, mb: 337.2 }),
               make: |device, options| perceptron(device, options, (4096, 64, &[256; 3])) },
         Row { name: "ode_cnf_b1024_w128_rk4x16", peer: Some(Peer { ms: 80.7051, mb: 69.7 }),
               make: |device, options| flow(device, options, 16) },
         Row { name: "ode_cnf_b1024_w128_rk4x127", peer: Some(Peer { ms: 601.4042, mb: 71.0 }),
               make: |device, options| flow(device, options, 127) },
+        Row { name: "ode_conv_stl10_b16_w64_rk4x4", peer: Some(Peer { ms: 63.928, mb: 1304.6 }), make: classifier },
         // A large and a small one that no peer was timed on: what a half velocity is worth.
         Row { name: "ode_mlp_b4096_d1024_w1024x2_rk4x32", peer: None,
               make: |device, options| perceptron(device, options, (4096, 1024, &[1024; 2])) },
@@ -107,6 +109,23 @@ mod cuda {
             let state = [tape.constant(z.clone()), tape.constant(l.clone())];
             let out = odeint_tuple_last(tape, &field, &state, Times::Fixed(&times), weights, &options)?;
             Ok(tape.apply(GaussianNll, &[&out[0], &out[1]])?)
+        };
+        (params, Box::new(loss))
+    }
+
+    /// Images of 128 x 128 points, 64, 128 and 256 channels, three equations from 0 to 1 in four steps each.
+    fn classifier(device: &Device, options: &OdeOptions) -> (Params, Loss) {
+        let batch = 16;
+        let node = ConvNode::new([128, 128], 64);
+        let params = node.params(device, &options.precision.velocity, 0).unwrap();
+        let values = noise(batch * 3 * 128 * 128);
+        let x = Tensor::from_slice(device, &values, [batch, 3, 128, 128], Precision::F32, Purpose::Data).unwrap();
+        let labels = noise(batch).iter().map(|it| (it.abs() * 1e4) as usize % 10).collect();
+        let entropy = CrossEntropy { labels, reduction: Reduction::Mean };
+        let loss = move |tape: &mut Tape, weights: &[Var]| {
+            let x = tape.constant(x.clone());
+            let logits = node.forward(tape, weights, &[&x])?;
+            Ok(tape.apply(entropy.clone(), &[&logits])?)
         };
         (params, Box::new(loss))
     }

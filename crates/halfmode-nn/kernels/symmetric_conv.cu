@@ -116,8 +116,9 @@ extern "C" __global__ void norm_backward(T* __restrict__ g, const T* __restrict_
         for (int k = 0; k < 8; ++k) {
             f32 x = widen<f32>(h.at[k]), x_hat = (x - norm.first[k]) * norm.second[k];
             f32 z = norm.second[k] * (widen<f32>(grad.at[k]) - (mean.first[k] + x_hat * mean.second[k]));
-            grad.at[k] = narrow<T>(x > 0.0f ? z : 0.0f);
-            sums[k] += widen<f32>(grad.at[k]);
+            if (!(x > 0.0f)) z = 0.0f;
+            sums[k] += z;
+            grad.at[k] = narrow<T>(z);
             h.at[k] = narrow<T>(-x_hat);
         }
         *reinterpret_cast<Values*>(g + at) = grad;

@@ -8,8 +8,9 @@ use halfmode_autograd::{Cx, Op};
 use halfmode_nn::{AveragePool, Conv2d, ConvKind, Init, ParamSpec, Relu, conv2d_reference};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Shape, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, devices, gradcheck, run_op, tol};
+use halfmode_testkit::{Rng, adjoint, assert_close, devices, gpu, gradcheck, rel_l2, run_op, tol};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 
 /// A legal call.
 #[derive(Clone, Debug)]
@@ -71,44 +72,87 @@ fn values(tensor: &Tensor) -> Vec<f64> {
     tensor.to_vec().unwrap()
 }
 
+/// Output with and without bias, from the definition.
+fn check_definition(device: &Device, case: &Case, precision: Precision) {
+    let cx = Cx::new(device, &policy(precision));
+    let inputs = case.inputs(device, precision);
+    let [x, w, bias] = [0, 1, 2].map(|idx| values(&inputs[idx]));
+    let (shape, mut want) = conv2d_reference(case.conv, (case.field, &x), (case.weight, &w));
+    let y = case.op().forward(&cx, &[&inputs[0], &inputs[1]]).unwrap().0.remove(0);
+    assert_eq!(y.shape(), &Shape::from(shape));
+    assert_close!("y", values(&y), want, tol(precision, case.n_terms()));
+    want.chunks_mut(case.c_y()).for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
+    let refs: Vec<&Tensor> = inputs.iter().collect();
+    let y = case.op().forward(&cx, &refs).unwrap().0.remove(0);
+    assert_close!("y with bias", values(&y), want, tol(precision, case.n_terms()));
+}
+
+fn check_gradients(device: &Device, case: &Case) {
+    let inputs = case.inputs(device, Precision::F64);
+    gradcheck(device, &|| case.op(), &inputs, case.seed);
+    gradcheck(device, &|| case.op(), &inputs[..2], case.seed);
+}
+
+fn check_adjoints(device: &Device, case: &Case) {
+    for precision in Precision::ALL {
+        let cx = Cx::new(device, &policy(precision));
+        let inputs = case.inputs(device, precision);
+        for idx in 0..2 {
+            adjoint(&cx, &|| case.op(), &inputs[..2], idx, case.n_terms(), case.seed);
+        }
+    }
+}
+
+impl Case {
+    /// Field, weight, bias and cotangent, in numbers that `precision` holds.
+    fn operands(&self, precision: Precision) -> Vec<Vec<f64>> {
+        let mut rng = Rng::new(self.seed);
+        let mut operands: Vec<Vec<f64>> =
+            self.shapes().iter().map(|shape| rounded(&rng.normals(shape.iter().product()), precision)).collect();
+        let (shape, _) = conv2d_reference(self.conv, (self.field, &operands[0]), (self.weight, &operands[1]));
+        operands.push(rounded(&rng.normals(shape.iter().product()), precision));
+        operands
+    }
+
+    /// Output and gradients.
+    fn results(&self, device: &Device, precision: Precision, operands: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let inputs: Vec<Value> = self.shapes().into_iter().zip(operands.iter().cloned()).collect();
+        run(&Cx::new(device, &policy(precision)), self.op(), &tensors(device, &inputs, precision), &operands[3])
+    }
+}
+
+/// Every result is that of double precision but for the rounding of stored values and of sums.
+fn check_precisions(device: &Device, case: &Case) {
+    let cpu = Device::cpu(2).unwrap();
+    for precision in Precision::ALL {
+        let operands = case.operands(precision);
+        let f = |operands: &[Vec<f64>]| case.results(&cpu, Precision::F64, operands);
+        let (got, want) = (case.results(device, precision, &operands), f(&operands));
+        let sensitivities = sensitivity(&f, &operands, case.seed);
+        for idx in 0..got.len() {
+            let bound = allowed(precision, case.n_terms(), 2, norm(&want[idx]), sensitivities[idx]);
+            let error = distance(&got[idx], &want[idx]);
+            assert!(error <= bound, "{case:?}: result {idx} in {precision}: {error:.3e} > {bound:.3e}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(64))]
 
     #[test]
     fn the_map_is_its_definition(case in call()) {
-        for device in devices() {
-            let cx = Cx::new(&device, &policy(Precision::F64));
-            let inputs = case.inputs(&device, Precision::F64);
-            let [x, w, bias] = [0, 1, 2].map(|idx| values(&inputs[idx]));
-            let (shape, mut want) = conv2d_reference(case.conv, (case.field, &x), (case.weight, &w));
-            let y = case.op().forward(&cx, &[&inputs[0], &inputs[1]]).unwrap().0.remove(0);
-            prop_assert_eq!(y.shape(), &Shape::from(shape));
-            assert_close!("y", values(&y), want, tol(Precision::F64, case.n_terms()));
-            want.chunks_mut(case.c_y()).for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
-            let refs: Vec<&Tensor> = inputs.iter().collect();
-            let y = case.op().forward(&cx, &refs).unwrap().0.remove(0);
-            assert_close!("y with bias", values(&y), want, tol(Precision::F64, case.n_terms()));
-        }
+        devices().iter().for_each(|device| check_definition(device, &case, Precision::F64));
     }
 
     #[test]
     fn gradients_match_differences(case in call()) {
-        let device = Device::cpu(2).unwrap();
-        let inputs = case.inputs(&device, Precision::F64);
-        gradcheck(&device, &|| case.op(), &inputs, case.seed);
-        gradcheck(&device, &|| case.op(), &inputs[..2], case.seed);
+        check_gradients(&Device::cpu(2).unwrap(), &case);
     }
 
     #[test]
     fn the_maps_are_adjoint_in_every_precision(case in call()) {
-        let device = Device::cpu(2).unwrap();
-        for precision in Precision::ALL {
-            let cx = Cx::new(&device, &policy(precision));
-            let inputs = case.inputs(&device, precision);
-            for idx in 0..2 {
-                adjoint(&cx, &|| case.op(), &inputs[..2], idx, case.n_terms(), case.seed);
-            }
-        }
+        check_adjoints(&Device::cpu(2).unwrap(), &case);
     }
 
     /// The gradient by the field is the transpose as the definition has it.
@@ -127,29 +171,114 @@ proptest! {
         assert_close!("gx", values(grads[0].as_ref().unwrap()), want, tol(Precision::F64, case.n_terms()));
     }
 
-    /// Every result is that of double precision but for the rounding of stored values and of sums.
     #[test]
     fn every_precision_is_within_its_roundings(case in call()) {
-        let device = Device::cpu(2).unwrap();
+        check_precisions(&Device::cpu(2).unwrap(), &case);
+    }
+}
+
+/// Kind, field, weight, padding.
+type Sizes = (ConvKind, [usize; 4], [usize; 4], [usize; 2]);
+
+/// Channels in eights, which tensor cores take, around the tiles of 64 and 128 channels and of 128 and 256 points; and
+/// one beside them.
+const TILES: [Sizes; 14] = [
+    (ConvKind::Forward, [1, 1, 1, 8], [1, 1, 8, 8], [0, 0]),
+    (ConvKind::Transposed, [1, 1, 1, 8], [3, 3, 16, 8], [1, 1]),
+    (ConvKind::Forward, [3, 17, 16, 64], [3, 3, 64, 64], [1, 1]),
+    (ConvKind::Transposed, [2, 13, 11, 64], [3, 3, 64, 64], [1, 1]),
+    (ConvKind::Forward, [2, 16, 8, 128], [3, 3, 128, 128], [1, 1]),
+    (ConvKind::Transposed, [2, 7, 19, 128], [3, 3, 128, 128], [1, 1]),
+    (ConvKind::Forward, [2, 5, 31, 40], [5, 2, 40, 72], [3, 0]),
+    (ConvKind::Transposed, [3, 6, 5, 72], [2, 5, 24, 72], [1, 3]),
+    (ConvKind::Forward, [1, 40, 3, 72], [1, 3, 72, 136], [0, 2]),
+    (ConvKind::Transposed, [2, 3, 37, 136], [4, 1, 200, 136], [0, 0]),
+    (ConvKind::Forward, [1, 2, 300, 16], [2, 7, 16, 264], [0, 3]),
+    (ConvKind::Forward, [2, 23, 21, 3], [3, 3, 3, 64], [1, 1]),
+    (ConvKind::Transposed, [2, 9, 10, 65], [3, 3, 67, 65], [1, 1]),
+    (ConvKind::Forward, [1, 8, 8, 256], [3, 3, 256, 256], [1, 1]),
+];
+
+fn tiles() -> impl Iterator<Item = Case> {
+    let case = |(kind, field, weight, padding): Sizes| Case { conv: Conv2d { kind, padding }, field, weight, seed: 6 };
+    TILES.into_iter().map(case)
+}
+
+fn random_gpu_cases() -> Vec<Case> {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    (0..10).map(|_| call().new_tree(&mut runner).unwrap().current()).collect()
+}
+
+#[test]
+fn the_map_is_its_definition_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    for case in tiles().chain(random_gpu_cases()) {
+        [Precision::F64, Precision::F32].iter().for_each(|&precision| check_definition(&device, &case, precision));
+    }
+}
+
+#[test]
+fn gradients_match_differences_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    random_gpu_cases().iter().for_each(|case| check_gradients(&device, case));
+    check_gradients(&device, &tiles().nth(6).unwrap());
+}
+
+#[test]
+fn the_maps_are_adjoint_in_every_precision_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    tiles().chain(random_gpu_cases()).for_each(|case| check_adjoints(&device, &case));
+}
+
+#[test]
+fn every_precision_is_within_its_roundings_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    random_gpu_cases().iter().for_each(|case| check_precisions(&device, case));
+}
+
+/// The same as on the CPU in f64 and f32; halves are off by at most twice as much. Sums of halves are f32 in both, but
+/// tensor cores cut where others round: a unit in the last place in every step of 16 products.
+#[test]
+fn a_gpu_is_as_close_as_a_cpu() {
+    let Some(device) = gpu() else { return };
+    let cpu = Device::cpu(2).unwrap();
+    for case in tiles().chain(random_gpu_cases()) {
         for precision in Precision::ALL {
-            let mut rng = Rng::new(case.seed);
-            let mut operands: Vec<Vec<f64>> =
-                case.shapes().iter().map(|shape| rounded(&rng.normals(shape.iter().product()), precision)).collect();
-            let (shape, _) = conv2d_reference(case.conv, (case.field, &operands[0]), (case.weight, &operands[1]));
-            operands.push(rounded(&rng.normals(shape.iter().product()), precision));
-            let result = |precision: Precision, operands: &[Vec<f64>]| {
-                let inputs: Vec<Value> = case.shapes().into_iter().zip(operands.iter().cloned()).collect();
-                let cx = Cx::new(&device, &policy(precision));
-                run(&cx, case.op(), &tensors(&device, &inputs, precision), &operands[3])
-            };
-            let f = |operands: &[Vec<f64>]| result(Precision::F64, operands);
-            let (got, want) = (result(precision, &operands), f(&operands));
-            let sensitivities = sensitivity(&f, &operands, case.seed);
-            for idx in 0..got.len() {
-                let bound = allowed(precision, case.n_terms(), 2, norm(&want[idx]), sensitivities[idx]);
-                let error = distance(&got[idx], &want[idx]);
-                assert!(error <= bound, "result {idx} in {precision}: {error:.3e} > {bound:.3e}");
+            let operands = case.operands(precision);
+            let want = case.results(&cpu, Precision::F64, &operands);
+            let [on_cpu, on_gpu] = [&cpu, &device].map(|device| case.results(device, precision, &operands));
+            for idx in 0..want.len() {
+                let [cpu, gpu] = [&on_cpu, &on_gpu].map(|it| rel_l2(&it[idx], &want[idx]));
+                let allowed = match precision {
+                    Precision::F64 => 1e-10,
+                    Precision::F32 => 1e-5,
+                    _ => 2.0 * cpu + (case.n_terms() / 16 + 4) as f64 * 2f64.powi(-23),
+                };
+                assert!(gpu <= allowed, "{case:?}: result {idx} in {precision}: {gpu:.2e}, on the CPU {cpu:.2e}");
             }
+        }
+    }
+}
+
+/// Sums have one order, and the planning device counts what a GPU allocates.
+#[test]
+fn runs_change_no_bit_and_plans_count_every_byte_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    for case in tiles() {
+        for precision in Precision::ALL {
+            let operands = case.operands(precision);
+            let peaks = [device.clone(), device.twin()].map(|device| {
+                device.reset_peak();
+                let inputs: Vec<Value> = case.shapes().into_iter().zip(operands.iter().cloned()).collect();
+                let inputs = tensors(&device, &inputs, precision);
+                drop(run_op(&Cx::new(&device, &policy(precision)), case.op(), &inputs, &operands[3]));
+                device.memory()
+            });
+            for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
+                assert_eq!(run.peak, planned.peak, "{case:?}: {purpose} in {precision}");
+            }
+            let [first, second] = [(); 2].map(|()| case.results(&device, precision, &operands));
+            assert_eq!(first, second, "{case:?} in {precision}");
         }
     }
 }
@@ -208,17 +337,43 @@ fn weights_are_stored_in_the_order_of_the_kernel() {
 
 #[test]
 fn pools_and_rectifiers_have_gradients_and_precisions() {
-    let device = Device::cpu(2).unwrap();
+    check_pools(&Device::cpu(2).unwrap());
+}
+
+#[test]
+fn pools_and_rectifiers_have_gradients_and_precisions_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    check_pools(&device);
+    // The definition, from the CPU; a window of one thread and of a block.
+    for (field, window) in [([7, 9], [2, 4]), ([19, 13], [9, 8]), ([11, 17], [11, 17])] {
+        let pool = AveragePool { field, window };
+        for (precision, tolerance) in [(Precision::F64, 1e-14), (Precision::F32, 1e-6), (Precision::F16, 1e-3)] {
+            let [want, got] = [Device::cpu(2).unwrap(), device.clone()].map(|device| {
+                let cx = Cx::new(&device, &policy(precision));
+                let x = Rng::new(3).tensor(&device, &[3, field[0], field[1], 37], precision);
+                let n = pool.forward(&cx, &[&x]).unwrap().0[0].numel();
+                run(&cx, Box::new(pool), &[x], &rounded(&Rng::new(4).normals(n), precision)).concat()
+            });
+            assert!(rel_l2(&got, &want) <= tolerance, "{pool:?} in {precision}");
+        }
+    }
+    let cx = Cx::new(&device, &policy(Precision::F32));
+    let x = Tensor::from_slice(&device, &[-1.0, 0.0, 2.0, f64::NAN], [4], Precision::F32, Purpose::Activation);
+    let y = values(&Relu.forward(&cx, &[&x.unwrap()]).unwrap().0[0]);
+    assert!(y[..3] == [0.0, 0.0, 2.0] && y[3].is_nan());
+}
+
+fn check_pools(device: &Device) {
     for (field, window) in [([4, 6], [2, 2]), ([5, 7], [2, 3]), ([3, 5], [3, 5]), ([1, 1], [1, 1])] {
         let pool = AveragePool { field, window };
         for precision in Precision::ALL {
-            let cx = Cx::new(&device, &policy(precision));
-            let x = Rng::new(3).tensor(&device, &[2, field[0], field[1], 3], precision);
+            let cx = Cx::new(device, &policy(precision));
+            let x = Rng::new(3).tensor(device, &[2, field[0], field[1], 3], precision);
             adjoint(&cx, &|| Box::new(pool), std::slice::from_ref(&x), 0, field[0] * field[1], 4);
         }
-        let x = Rng::new(3).tensor(&device, &[2, field[0], field[1], 3], Precision::F64);
-        gradcheck(&device, &|| Box::new(pool), std::slice::from_ref(&x), 5);
-        gradcheck(&device, &|| Box::new(Relu), std::slice::from_ref(&x), 6);
+        let x = Rng::new(3).tensor(device, &[2, field[0], field[1], 3], Precision::F64);
+        gradcheck(device, &|| Box::new(pool), std::slice::from_ref(&x), 5);
+        gradcheck(device, &|| Box::new(Relu), std::slice::from_ref(&x), 6);
     }
 }
 

@@ -8,8 +8,9 @@ use halfmode_autograd::{Cx, LeafId, Tape};
 use halfmode_nn::SymmetricConv;
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, devices, gradcheck, rel_l2, run_op};
+use halfmode_testkit::{Rng, devices, gpu, gradcheck, rel_l2, run_op};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -85,14 +86,23 @@ proptest! {
 /// Away from the kink of the rectifier: with a large bias nothing is cut off, with a mixed one what is cut off stays so.
 #[test]
 fn gradients_match_differences() {
-    let device = Device::cpu(2).unwrap();
+    check_gradients(&Device::cpu(2).unwrap());
+}
+
+#[test]
+fn gradients_match_differences_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    check_gradients(&device);
+}
+
+fn check_gradients(device: &Device) {
     for (seed, weight) in [(1, [3, 3, 2, 3]), (2, [1, 3, 4, 2]), (3, [3, 1, 1, 17])] {
         let op = SymmetricConv { padding: [weight[0] / 2, weight[1] / 2] };
         let case = Case { op, field: [2, 4, 5, weight[2]], weight, seed };
-        let mut inputs = case.inputs(&device, Precision::F64);
+        let mut inputs = case.inputs(device, Precision::F64);
         let far: Vec<f64> = (0..weight[3]).map(|c| if c % 2 == 0 { 40.0 } else { -40.0 }).collect();
-        inputs[2] = Tensor::from_slice(&device, &far, [weight[3]], Precision::F64, Purpose::Param).unwrap();
-        gradcheck(&device, &|| Box::new(op), &inputs, seed);
+        inputs[2] = Tensor::from_slice(device, &far, [weight[3]], Precision::F64, Purpose::Param).unwrap();
+        gradcheck(device, &|| Box::new(op), &inputs, seed);
     }
 }
 
@@ -138,6 +148,117 @@ fn threads_change_no_bit_and_plans_count_every_byte() {
         });
         for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
             assert_eq!(run.peak, planned.peak, "{purpose} in {precision}");
+        }
+    }
+}
+
+/// Field and weight: channels that tensor cores take, around tiles of 64 and 128 channels and of 128 and 256 points, in one
+/// sample and in many; and channels beside them.
+const TILES: [([usize; 4], [usize; 4]); 12] = [
+    ([1, 3, 1, 8], [1, 1, 8, 8]),
+    ([2, 5, 7, 8], [3, 3, 8, 16]),
+    ([3, 17, 16, 64], [3, 3, 64, 64]),
+    ([2, 16, 8, 128], [3, 3, 128, 128]),
+    ([2, 11, 13, 128], [3, 3, 128, 128]),
+    ([1, 31, 23, 24], [5, 3, 24, 40]),
+    ([2, 2, 300, 40], [1, 5, 40, 72]),
+    ([2, 29, 3, 136], [3, 1, 136, 200]),
+    ([1, 8, 8, 256], [3, 3, 256, 256]),
+    ([17, 4, 4, 16], [3, 3, 16, 8]),
+    ([2, 9, 8, 5], [3, 3, 5, 7]),
+    ([1, 6, 9, 8], [3, 3, 8, 12]),
+];
+
+fn tiles() -> Vec<Case> {
+    let case = |(field, weight): ([usize; 4], [usize; 4])| Case {
+        op: SymmetricConv { padding: [weight[0] / 2, weight[1] / 2] },
+        field,
+        weight,
+        seed: 3,
+    };
+    TILES.into_iter().map(case).collect()
+}
+
+/// The same as on the CPU in f64 and f32, but for what a channel with next to no variance makes of roundings. Halves are
+/// off by at most twice as much as the CPU is by small ops, which round where tensor cores need halves: the normalised
+/// field and its gradient.
+#[test]
+fn a_gpu_is_as_close_as_a_cpu() {
+    let Some(device) = gpu() else { return };
+    let cpu = Device::cpu(2).unwrap();
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let random = (0..10).map(|_| call().new_tree(&mut runner).unwrap().current());
+    for case in tiles().into_iter().chain(random) {
+        for precision in Precision::ALL {
+            let inputs = case.inputs(&cpu, precision);
+            let wide: Vec<Tensor> = inputs.iter().map(|it| it.cast(Precision::F64, Purpose::Param).unwrap()).collect();
+            let g: Vec<f64> =
+                Rng::new(9).normals(inputs[0].numel()).iter().map(|g| (g * 16.0).round() / 16.0).collect();
+            let want = case.fused(&Cx::new(&cpu, &policy(Precision::F64)), &wide, &g);
+            let cx = Cx::new(&cpu, &policy(precision));
+            let (fused, composed) = (case.fused(&cx, &inputs, &g), case.composed(&cx, &inputs, &g));
+            let on_gpu = case.fused(&Cx::new(&device, &policy(precision)), &case.inputs(&device, precision), &g);
+            for (idx, want) in want.iter().enumerate() {
+                let [gpu, fused, composed] = [&on_gpu, &fused, &composed].map(|it| rel_l2(&it[idx], want));
+                let unit = halfmode_precision::Format::from(precision).unit_roundoff();
+                let allowed = match precision {
+                    Precision::F64 => 1e-10,
+                    Precision::F32 => 1e-5f64.max(2.0 * fused),
+                    _ => 2.0 * fused.max(composed) + unit,
+                };
+                let text = format!("result {idx} in {precision}: {gpu:.2e}, on the CPU {fused:.2e}, {composed:.2e}");
+                assert!(gpu <= allowed, "{case:?}: {text}");
+            }
+        }
+    }
+}
+
+/// Fused and composed halves are equally far from double precision.
+#[test]
+fn the_fused_layer_is_the_composition_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let cpu = Device::cpu(2).unwrap();
+    for case in tiles() {
+        for precision in [Precision::F16, Precision::Bf16] {
+            let inputs = case.inputs(&device, precision);
+            let wide: Vec<Tensor> = case
+                .inputs(&cpu, precision)
+                .iter()
+                .map(|it| it.cast(Precision::F64, Purpose::Param).unwrap())
+                .collect();
+            let g: Vec<f64> =
+                Rng::new(9).normals(inputs[0].numel()).iter().map(|g| (g * 16.0).round() / 16.0).collect();
+            let want = case.fused(&Cx::new(&cpu, &policy(Precision::F64)), &wide, &g);
+            let cx = Cx::new(&device, &policy(precision));
+            let (fused, composed) = (case.fused(&cx, &inputs, &g), case.composed(&cx, &inputs, &g));
+            for (idx, want) in want.iter().enumerate() {
+                let [fused, composed] = [&fused, &composed].map(|it| rel_l2(&it[idx], want));
+                let text = format!("{case:?}: result {idx} in {precision}: fused {fused:.2e}, composed {composed:.2e}");
+                assert!(fused <= 1.5 * composed + 1e-6, "{text}");
+            }
+        }
+    }
+}
+
+/// Sums have one order, and the planning device counts what a GPU allocates.
+#[test]
+fn runs_change_no_bit_and_plans_count_every_byte_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    for case in tiles() {
+        for precision in Precision::ALL {
+            let g = Rng::new(2).normals(case.field.iter().product());
+            let peaks = [device.clone(), device.twin()].map(|device| {
+                device.reset_peak();
+                let cx = Cx::new(&device, &policy(precision));
+                drop(run_op(&cx, Box::new(case.op), &case.inputs(&device, precision), &g));
+                device.memory()
+            });
+            for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
+                assert_eq!(run.peak, planned.peak, "{case:?}: {purpose} in {precision}");
+            }
+            let cx = Cx::new(&device, &policy(precision));
+            let [first, second] = [(); 2].map(|()| case.fused(&cx, &case.inputs(&device, precision), &g));
+            assert_eq!(first, second, "{case:?} in {precision}");
         }
     }
 }

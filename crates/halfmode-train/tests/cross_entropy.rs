@@ -4,7 +4,7 @@
 use halfmode_autograd::{Cx, Op};
 use halfmode_precision::{Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, gradcheck};
+use halfmode_testkit::{Rng, gpu, gradcheck, rel_l2, run_op};
 use halfmode_train::{CrossEntropy, Reduction};
 use std::sync::Arc;
 
@@ -35,5 +35,35 @@ fn gradients_match_differences() {
     for reduction in [Reduction::Sum, Reduction::Mean] {
         let op = || -> Box<dyn Op> { Box::new(loss(&[6, 0, 3, 3], reduction)) };
         gradcheck(&device, &op, std::slice::from_ref(&logits), 1);
+    }
+}
+
+/// Loss and gradient in every format, for more rows than a launch takes labels for.
+#[test]
+fn a_gpu_gives_what_a_cpu_gives() {
+    let Some(gpu) = gpu() else { return };
+    let cpu = Device::cpu(1).unwrap();
+    for (rows, classes) in [(1, 2), (4, 10), (63, 2), (64, 5), (65, 7), (131, 1001)] {
+        let labels: Vec<usize> = (0..rows).map(|row| (row * 7919 + 5) % classes).collect();
+        for (precision, policy) in [
+            (Precision::F64, PrecisionPolicy::double()),
+            (Precision::F32, PrecisionPolicy::full()),
+            (Precision::F16, PrecisionPolicy::mixed(Precision::F16)),
+            (Precision::Bf16, PrecisionPolicy::mixed(Precision::Bf16)),
+        ] {
+            for reduction in [Reduction::Sum, Reduction::Mean] {
+                let policy = Arc::new(policy.clone());
+                let [want, got] = [&cpu, &gpu].map(|device| {
+                    let logits = Rng::new(3).tensor(device, &[rows, 1, 1, classes], precision);
+                    let op = Box::new(loss(&labels, reduction));
+                    let (value, grads) = run_op(&Cx::new(device, &policy), op, &[logits], &[0.5]);
+                    [&value, grads[0].as_ref().unwrap()].map(|it| it.to_vec::<f64>().unwrap()).concat()
+                });
+                // Both sum in f64 and round once to f32.
+                let tolerance = if precision == Precision::F64 { 1e-13 } else { 2f64.powi(-22) };
+                let error = rel_l2(&got, &want);
+                assert!(error <= tolerance, "{rows} rows, {classes} classes in {precision}: {error:.2e}");
+            }
+        }
     }
 }

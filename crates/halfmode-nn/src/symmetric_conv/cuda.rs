@@ -16,6 +16,8 @@ const THREADS: usize = 256;
 /// Channels that a block's threads take at most, and points of a thread at least.
 const MAX_CHANNELS: usize = 2048;
 const ROWS_PER_THREAD: usize = 8;
+/// Samples: blocks along an axis of a grid.
+const MAX_BATCH: usize = 65_535;
 /// Blocks of all samples at most, so that few parts are summed.
 const BLOCKS: usize = 1056;
 
@@ -33,7 +35,7 @@ impl<'a> Fused<'a> {
         let precision = cx.policy.pointwise.storage;
         let [forward, transposed] = layer.sizes(x, w, b)?;
         let small = [forward, transposed].iter().all(|it| it.check().is_ok());
-        if !small || forward.c_y > MAX_CHANNELS {
+        if !small || forward.c_y > MAX_CHANNELS || forward.batch > MAX_BATCH {
             return Ok(None);
         }
         let both = Halves::new(forward, precision).zip(Halves::new(transposed, precision));
