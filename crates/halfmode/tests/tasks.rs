@@ -159,3 +159,14 @@ fn a_latent_equation_leaves_its_directory() {
     folder.run("plan latent-spiral --set data.noise=-1").exits(3).says(&["data.noise", "not negative"]);
     folder.run("plan latent-spiral --set data.kind=density").exits(3).says(&["unknown key"]);
 }
+
+/// The examples are the presets, spelled out.
+#[test]
+fn examples_are_the_presets() {
+    let folder = Folder::new("task-examples");
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for name in ["cnf", "latent-spiral"] {
+        let file = folder.json(&format!("plan {}", examples.join(name).with_extension("toml").display()));
+        assert_eq!(file["config"], folder.json(&format!("plan {name}"))["config"], "{name}");
+    }
+}
