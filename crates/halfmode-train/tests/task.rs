@@ -114,12 +114,12 @@ fn the_likelihood_of_a_standard_normal_base_is_right_and_differentiated() {
 
 fn spirals(preset: Preset, format: Precision) -> TaskConfig {
     let mut config = TaskConfig::preset("latent-spiral").unwrap();
-    config.data = TaskData::Spirals(SpiralData { n_train: 256, n_test: 64, n_points: 9, noise: 0.05 });
+    config.data = TaskData::Spirals(SpiralData { n_train: 512, n_test: 64, n_points: 9, noise: 0.05 });
     config.model = TaskModel::LatentOde(LatentOdeModel { latent: 4, hidden: 16 });
     config.solver.steps = 16;
     config.precision = PrecisionConfig::new(preset, format);
     config.train.batch_size = 32;
-    config.train.epochs = 20;
+    config.train.epochs = 30;
     config.optimizer.learning_rate = 1e-2;
     config
 }

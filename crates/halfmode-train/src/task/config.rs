@@ -144,7 +144,7 @@ pub struct LatentOdeModel {
 
 impl Default for LatentOdeModel {
     fn default() -> Self {
-        LatentOdeModel { latent: 6, hidden: 48 }
+        LatentOdeModel { latent: 6, hidden: 64 }
     }
 }
 
@@ -247,8 +247,8 @@ impl TaskConfig {
                 model: TaskModel::LatentOde(LatentOdeModel::default()),
                 solver: SolverConfig { steps: 20, ..SolverConfig::default() },
                 precision: PrecisionConfig::default(),
-                train: TaskTrain { epochs: 40, batch_size: 64, ..TaskTrain::default() },
-                optimizer: adam(5e-3),
+                train: TaskTrain { epochs: 100, batch_size: 64, ..TaskTrain::default() },
+                optimizer: adam(1e-2),
                 scheduler: Schedule::Cosine { t_max: 0, eta_min: 0.0 },
             }),
             _ => None,

@@ -198,7 +198,7 @@ impl Task for LatentSpiralTask {
             .collect();
         let png = clouds_png(&panels, (-4.5, 4.5))
             .map_err(|err| JobError::Config { key: "plots".to_owned(), why: err.to_string() })?;
-        Ok(vec![("1-observed-points-(large),-the-curve-beyond-(small),-fitted-curves".to_owned(), png)])
+        Ok(vec![("1-observed-points-and-fitted-curves".to_owned(), png)])
     }
 
     fn step_flops(&self, batch: usize) -> f64 {
