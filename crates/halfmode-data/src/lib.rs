@@ -30,6 +30,7 @@ mod random;
 mod real;
 mod regular_file;
 mod samples;
+mod spiral;
 mod torch_file;
 
 pub use atomic_file::{is_temporary, remove_leftovers, write_atomically};
@@ -52,4 +53,5 @@ pub use problem::Problem;
 pub use random::{shuffled, standard_normals};
 pub use real::Real;
 pub use regular_file::open_regular;
+pub use spiral::{Spiral, Spirals};
 pub use torch_file::TorchFile;

@@ -20,6 +20,8 @@ pub(crate) enum Purpose {
     Density,
     /// Numbers of their own.
     Normal,
+    /// Spirals and their noise.
+    Spiral,
 }
 
 impl Purpose {
@@ -30,6 +32,7 @@ impl Purpose {
             Self::Shuffle => *b"halfmode shuffle",
             Self::Density => *b"halfmode density",
             Self::Normal => *b"halfmode normals",
+            Self::Spiral => *b"halfmode spirals",
         }
     }
 }

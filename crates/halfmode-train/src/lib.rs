@@ -18,7 +18,7 @@ pub mod task;
 pub use atomic::{atomic_write, atomic_write_with};
 pub use checkpoint::{Array, Entry, Values, load_parameters, read_named, write_named};
 pub use error::{Corruption, Error};
-pub use loss::{CrossEntropy, GaussianNll, H1Loss, LpLoss, Reduction, relative_h1, relative_l2};
+pub use loss::{CrossEntropy, GaussianNll, H1Loss, LpLoss, Reduction, SquaredError, relative_h1, relative_l2};
 pub use metrics::{MetricsLog, read_metrics};
 pub use optim::{AdamW, AdamWConfig, AdamWKind, GradStats, Moments, clip_factor, grad_stats};
 #[cfg(feature = "cuda")]

@@ -131,3 +131,42 @@ fn keys_of_a_task_are_refused_with_the_nearest() {
     folder.run("plan cnff").exits(3).says(&["no such configuration", "`cnf`"]);
     assert_eq!(folder.json("plan cnf")["config"]["model"]["kind"], "cnf");
 }
+
+#[test]
+fn a_latent_equation_leaves_its_directory() {
+    let folder = Folder::new("spirals");
+    let sets = [
+        "data.n_train=64",
+        "data.n_test=16",
+        "data.n_points=6",
+        "model.hidden=8",
+        "model.latent=3",
+        "solver.steps=5",
+        "train.epochs=2",
+        "train.batch_size=16",
+    ];
+    let sets: String = sets.iter().map(|set| format!(" --set {set}")).collect();
+    let done = folder.run(&format!("train latent-spiral{sets}")).ok().says(&["test distance", "epoch 2/2"]);
+    assert!(done.stdout.contains("distance beyond the observations"), "{}", done.stdout);
+    let run = folder.join("runs/latent-spiral");
+    let report = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(report.contains("fitted curves") && report.contains("data:image/png"));
+    let plan = folder.json(&format!("plan latent-spiral{sets}"));
+    let summary: Value = serde_json::from_str(&std::fs::read_to_string(run.join("summary.json")).unwrap()).unwrap();
+    let (peak, planned) = (summary["peak_bytes"].as_f64(), plan["configured"]["peak_bytes"].as_f64());
+    assert!((peak.unwrap() / planned.unwrap() - 1.0).abs() < 0.01, "{peak:?} {planned:?}");
+    folder.run(&format!("train latent-spiral --resume{sets} --set data.n_points=7")).exits(7);
+    folder.run("plan latent-spiral --set data.noise=-1").exits(3).says(&["data.noise", "not negative"]);
+    folder.run("plan latent-spiral --set data.kind=density").exits(3).says(&["unknown key"]);
+}
+
+/// The examples are the presets, spelled out.
+#[test]
+fn examples_are_the_presets() {
+    let folder = Folder::new("task-examples");
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    for name in ["cnf", "latent-spiral"] {
+        let file = folder.json(&format!("plan {}", examples.join(name).with_extension("toml").display()));
+        assert_eq!(file["config"], folder.json(&format!("plan {name}"))["config"], "{name}");
+    }
+}

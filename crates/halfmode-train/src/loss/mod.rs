@@ -10,6 +10,7 @@ mod gaussian_nll;
 mod grid_differences;
 mod h1;
 mod lp;
+mod squared_error;
 
 pub use cross_entropy::CrossEntropy;
 pub use evaluate::{relative_h1, relative_l2};
@@ -17,3 +18,4 @@ pub use fields::Reduction;
 pub use gaussian_nll::GaussianNll;
 pub use h1::H1Loss;
 pub use lp::LpLoss;
+pub use squared_error::SquaredError;

@@ -10,7 +10,7 @@ use halfmode_tensor::Device;
 use serde::{Deserialize, Serialize};
 
 /// Tasks that are known by name.
-pub const PRESETS: [&str; 1] = ["cnf"];
+pub const PRESETS: [&str; 2] = ["cnf", "latent-spiral"];
 
 /// A whole task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,8 @@ pub struct TaskConfig {
 pub enum TaskData {
     /// A toy density in the plane.
     Density(DensityData),
+    /// Noisy spirals.
+    Spirals(SpiralData),
 }
 
 /// Points drawn from a toy density, fresh ones in every epoch.
@@ -66,22 +68,44 @@ impl Default for DensityData {
     }
 }
 
+/// Spirals in the plane, observed with noise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpiralData {
+    /// Curves.
+    pub n_train: usize,
+    /// Held-out curves.
+    pub n_test: usize,
+    /// Observations of a curve.
+    pub n_points: usize,
+    /// Standard deviation of the noise in each coordinate.
+    pub noise: f64,
+}
+
+impl Default for SpiralData {
+    fn default() -> Self {
+        SpiralData { n_train: 2048, n_test: 256, n_points: 21, noise: 0.05 }
+    }
+}
+
 /// What is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum TaskModel {
     /// A continuous normalising flow.
     Cnf(CnfModel),
+    /// A latent differential equation behind curves.
+    LatentOde(LatentOdeModel),
 }
 
 impl TaskData {
     /// The kinds of data that make a configuration a task's.
-    pub const KINDS: [&'static str; 1] = ["density"];
+    pub const KINDS: [&'static str; 2] = ["density", "spirals"];
 }
 
 impl TaskModel {
     /// The kinds of models that make a configuration a task's.
-    pub const KINDS: [&'static str; 1] = ["cnf"];
+    pub const KINDS: [&'static str; 2] = ["cnf", "latent-ode"];
 }
 
 /// Whether a configuration is a task's, by the kind of its model or of its data.
@@ -108,13 +132,29 @@ impl Default for CnfModel {
     }
 }
 
+/// A latent differential equation between two perceptrons.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LatentOdeModel {
+    /// Channels of the latent state.
+    pub latent: usize,
+    /// Width of the hidden layer of field, encoder and decoder.
+    pub hidden: usize,
+}
+
+impl Default for LatentOdeModel {
+    fn default() -> Self {
+        LatentOdeModel { latent: 6, hidden: 64 }
+    }
+}
+
 /// How a differential equation is solved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SolverConfig {
     /// The method.
     pub method: OdeMethod,
-    /// Steps of equal length.
+    /// Steps of equal length; between observations of curves, as many to each interval as make at least so many in all.
     pub steps: usize,
 }
 
@@ -201,6 +241,16 @@ impl TaskConfig {
                 optimizer: adam(1e-2),
                 scheduler: Schedule::Step { step_size: 10, gamma: 0.1 },
             }),
+            "latent-spiral" => Some(TaskConfig {
+                seed: 0,
+                data: TaskData::Spirals(SpiralData::default()),
+                model: TaskModel::LatentOde(LatentOdeModel::default()),
+                solver: SolverConfig { steps: 20, ..SolverConfig::default() },
+                precision: PrecisionConfig::default(),
+                train: TaskTrain { epochs: 100, batch_size: 64, ..TaskTrain::default() },
+                optimizer: adam(1e-2),
+                scheduler: Schedule::Cosine { t_max: 0, eta_min: 0.0 },
+            }),
             _ => None,
         }
     }
@@ -222,11 +272,25 @@ impl TaskConfig {
                 counts.push(("data.n_train", data.n_train as u64, MAX_COUNT));
                 counts.push(("data.n_test", data.n_test as u64, MAX_COUNT));
             }
+            TaskData::Spirals(data) => {
+                counts.push(("data.n_train", data.n_train as u64, MAX_COUNT));
+                counts.push(("data.n_test", data.n_test as u64, MAX_COUNT));
+                if !(2..=1 << 12).contains(&data.n_points) {
+                    return bad("data.n_points", "must be between 2 and 4096".to_owned());
+                }
+                if !(data.noise.is_finite() && data.noise >= 0.0) {
+                    return bad("data.noise", "must be finite and not negative".to_owned());
+                }
+            }
         }
         match &self.model {
             TaskModel::Cnf(model) => {
                 counts.push(("model.hidden", model.hidden as u64, 1 << 12));
                 counts.push(("model.n_flows", model.n_flows as u64, 1 << 12));
+            }
+            TaskModel::LatentOde(model) => {
+                counts.push(("model.latent", model.latent as u64, 1 << 12));
+                counts.push(("model.hidden", model.hidden as u64, 1 << 12));
             }
         }
         for (key, value, most) in counts {

@@ -8,14 +8,17 @@
 
 mod cnf;
 mod config;
+mod latent_spiral;
 mod report;
 mod run;
 mod trainer;
 
 pub use cnf::CnfTask;
 pub use config::{
-    CnfModel, DensityData, OdeMethod, PRESETS, SolverConfig, TaskConfig, TaskData, TaskModel, TaskTrain, is_task,
+    CnfModel, DensityData, LatentOdeModel, OdeMethod, PRESETS, SolverConfig, SpiralData, TaskConfig, TaskData,
+    TaskModel, TaskTrain, is_task,
 };
+pub use latent_spiral::LatentSpiralTask;
 pub use report::{is_task_run, write_report};
 pub use run::TaskRun;
 pub use trainer::{TaskTrainer, plan};
@@ -111,6 +114,13 @@ pub fn build(config: &TaskConfig, policy: &PrecisionPolicy) -> Result<Box<dyn Ta
     match (&config.model, &config.data) {
         (TaskModel::Cnf(model), TaskData::Density(data)) => {
             Ok(Box::new(CnfTask::new(model, data, &config.solver, (policy, config.seed))))
+        }
+        (TaskModel::LatentOde(model), TaskData::Spirals(data)) => {
+            Ok(Box::new(LatentSpiralTask::new(model, data, &config.solver, (policy, config.seed))))
+        }
+        _ => {
+            let why = "the model cannot take these data: cnf takes density, latent-ode takes spirals".to_owned();
+            Err(JobError::Config { key: "data.kind".to_owned(), why })
         }
     }
 }
