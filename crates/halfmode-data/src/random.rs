@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     Shuffle,
     /// Points of a density.
     Density,
+    /// A drawn shape.
+    Shape,
     /// Numbers of their own.
     Normal,
 }
@@ -29,6 +31,7 @@ impl Purpose {
             Self::PeriodicField => *b"halfmode periods",
             Self::Shuffle => *b"halfmode shuffle",
             Self::Density => *b"halfmode density",
+            Self::Shape => *b"halfmode shapes ",
             Self::Normal => *b"halfmode normals",
         }
     }

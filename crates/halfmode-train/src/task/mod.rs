@@ -6,14 +6,19 @@
 //! [`PRESETS`]; and an arm in [`build`]. The command line, checkpoints, `--resume`, planning, `bench step` and the report
 //! need nothing more.
 
+mod classifier;
 mod cnf;
 mod config;
 mod report;
 mod run;
 mod trainer;
 
+pub use classifier::ClassifierTask;
 pub use cnf::CnfTask;
-pub use config::{CnfModel, DensityData, OdeMethod, PRESETS, SolverConfig, TaskConfig, TaskData, TaskModel, TaskTrain};
+pub use config::{
+    ClassifierModel, CnfModel, DensityData, ImageFormat, ImagesData, OdeMethod, PRESETS, ShapesData, SolverConfig, TaskConfig,
+    TaskData, TaskModel, TaskTrain,
+};
 pub use report::{is_task_run, write_report};
 pub use run::TaskRun;
 pub use trainer::{TaskTrainer, plan};
@@ -109,6 +114,13 @@ pub fn build(config: &TaskConfig, policy: &PrecisionPolicy) -> Result<Box<dyn Ta
     match (&config.model, &config.data) {
         (TaskModel::Cnf(model), TaskData::Density(data)) => {
             Ok(Box::new(CnfTask::new(model, data, &config.solver, (policy, config.seed))))
+        }
+        (TaskModel::Cnf(_), _) => Err(JobError::Config {
+            key: "data.kind".to_owned(),
+            why: "a flow takes points of a `density`".to_owned(),
+        }),
+        (TaskModel::OdeClassifier(model), data) => {
+            Ok(Box::new(ClassifierTask::new(model, data, &config.solver, config.seed)?))
         }
     }
 }
