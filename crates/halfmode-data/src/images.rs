@@ -56,7 +56,10 @@ fn idx<'a, const N: usize>(path: &Path, bytes: &'a [u8]) -> Result<([usize; N], 
     let expected = [0, 0, 8, N as u8];
     if bytes.len() < header || bytes[..4] != expected {
         let start = &bytes[..bytes.len().min(4)];
-        return bad(path, format!("an IDX file of bytes with {N} axes begins with {expected:?}, this one with {start:?}"));
+        return bad(
+            path,
+            format!("an IDX file of bytes with {N} axes begins with {expected:?}, this one with {start:?}"),
+        );
     }
     let mut extents = [0; N];
     for (extent, bytes) in extents.iter_mut().zip(bytes[4..].chunks_exact(4)) {
@@ -105,7 +108,10 @@ impl LabelledImages {
             return bad(path, "it holds no image".to_owned());
         }
         if self.extents.iter().any(|extent| !(4..=1024).contains(extent)) {
-            return bad(path, format!("images of {} x {} points: 4 to 1024 are possible", self.extents[0], self.extents[1]));
+            return bad(
+                path,
+                format!("images of {} x {} points: 4 to 1024 are possible", self.extents[0], self.extents[1]),
+            );
         }
         match self.labels.iter().position(|label| *label >= n) {
             Some(idx) => bad(path, format!("image {idx} is of class {}, there are {n} from 0", self.labels[idx])),
@@ -125,7 +131,8 @@ impl LabelledImages {
             return bad(labels, format!("it has {n_labels} labels for {n} images"));
         }
         let labels = classes.iter().map(|&label| usize::from(label)).collect();
-        let read = LabelledImages { channels: 1, extents: [rows, columns], pixels: pixels.to_vec(), labels, names: digits() };
+        let read =
+            LabelledImages { channels: 1, extents: [rows, columns], pixels: pixels.to_vec(), labels, names: digits() };
         read.checked(images)
     }
 

@@ -34,7 +34,9 @@ fn said(result: halfmode_data::Result<LabelledImages>) -> String {
 #[test]
 fn idx_files_are_read_and_wrong_ones_refused() {
     let folder = Folder::new("idx");
-    let header = |axes: &[u8]| [&[0, 0, 8, axes.len() as u8][..], &axes.iter().flat_map(|n| [0, 0, 0, *n]).collect::<Vec<_>>()].concat();
+    let header = |axes: &[u8]| {
+        [&[0, 0, 8, axes.len() as u8][..], &axes.iter().flat_map(|n| [0, 0, 0, *n]).collect::<Vec<_>>()].concat()
+    };
     let pixels: Vec<u8> = (0..2 * 4 * 5).collect();
     let images = folder.write("images", &[header(&[2, 4, 5]), pixels.clone()].concat());
     let labels = folder.write("labels", &[header(&[2]), vec![7, 0]].concat());
@@ -44,7 +46,10 @@ fn idx_files_are_read_and_wrong_ones_refused() {
     assert_eq!(read.first(1).pixels, &pixels[..20]);
     let short = folder.write("short", &[header(&[2, 4, 5]), pixels[..39].to_vec()].concat());
     assert!(said(LabelledImages::read_idx(&short, &labels)).contains("[2, 4, 5], 39 bytes follow: it is truncated"));
-    assert!(said(LabelledImages::read_idx(&labels, &labels)).contains("3 axes begins with [0, 0, 8, 3], this one with [0, 0, 8, 1]"));
+    assert!(
+        said(LabelledImages::read_idx(&labels, &labels))
+            .contains("3 axes begins with [0, 0, 8, 3], this one with [0, 0, 8, 1]")
+    );
     let one = folder.write("one", &[header(&[1]), vec![7]].concat());
     assert!(said(LabelledImages::read_idx(&images, &one)).contains("1 labels for 2 images"));
     let eleven = folder.write("eleven", &[header(&[2]), vec![7, 11]].concat());
@@ -83,7 +88,9 @@ fn stl_is_turned_the_right_way() {
     let read = LabelledImages::read_stl10(&images, &labels).unwrap();
     assert_eq!((read.image(0)[96 * 96 + 5 * 96 + 2], read.labels[0]), (200, 9));
     assert!(said(LabelledImages::read_stl10(&images, &folder.write("y0.bin", &[0]))).contains("labels count from 1"));
-    assert!(said(LabelledImages::read_stl10(&images, &folder.write("y2.bin", &[1, 2]))).contains("2 labels for 1 images"));
+    assert!(
+        said(LabelledImages::read_stl10(&images, &folder.write("y2.bin", &[1, 2]))).contains("2 labels for 1 images")
+    );
     assert!(said(LabelledImages::read_stl10(&labels, &labels)).contains("no whole number of images"));
 }
 

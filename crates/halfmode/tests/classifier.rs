@@ -72,7 +72,9 @@ fn a_classifier_leaves_its_directory_and_goes_on_where_it_stopped() {
     assert!((peak / planned - 1.0).abs() < 0.01, "{peak} {planned}");
     assert_eq!(read_metrics(run.join("metrics.jsonl")).unwrap().len(), 2);
     let report = std::fs::read_to_string(run.join("report.html")).unwrap();
-    for words in ["Finished after", "accuracy", "confusion matrix", "held out samples and predictions", "data:image/png"] {
+    for words in
+        ["Finished after", "accuracy", "confusion matrix", "held out samples and predictions", "data:image/png"]
+    {
         assert!(report.contains(words), "{words}");
     }
     folder.run("train tiny.toml --out parts --set train.epochs=1 --plots 0").ok();

@@ -132,7 +132,10 @@ impl Task for ClassifierTask {
     fn describe(&self) -> String {
         let ConvNode { channels, n_steps, method, .. } = self.node;
         let method = method.tableau().name;
-        format!("classifier of three neural ODEs, {channels} to {} channels, {n_steps} steps of {method} each", 4 * channels)
+        format!(
+            "classifier of three neural ODEs, {channels} to {} channels, {n_steps} steps of {method} each",
+            4 * channels
+        )
     }
 
     fn describe_data(&self) -> String {
@@ -156,8 +159,10 @@ impl Task for ClassifierTask {
     }
 
     fn loss(&self, tape: &mut Tape, params: &[Var], batch: Vec<Tensor>) -> halfmode_autograd::Result<Var> {
-        let [x, labels] = <[Tensor; 2]>::try_from(batch).map_err(|batch| {
-            halfmode_autograd::Error::Arity { op: "classifier", expected: 2, found: batch.len() }
+        let [x, labels] = <[Tensor; 2]>::try_from(batch).map_err(|batch| halfmode_autograd::Error::Arity {
+            op: "classifier",
+            expected: 2,
+            found: batch.len(),
         })?;
         let labels = match labels.device().launches() {
             true => labels.to_vec::<f64>()?.into_iter().map(|label| label as usize).collect(),
@@ -183,7 +188,8 @@ impl Task for ClassifierTask {
         found.iter().zip(&self.test.labels).for_each(|(found, label)| counts[label * names.len() + found] += 1);
         let tile = |(idx, &found): (usize, &usize)| {
             let label = self.test.labels[idx];
-            let said = if found == label { names[label].clone() } else { format!("{} > {}", names[label], names[found]) };
+            let said =
+                if found == label { names[label].clone() } else { format!("{} > {}", names[label], names[found]) };
             Tile { pixels: self.test.image(idx), extents: self.test.extents, label: said, marked: found != label }
         };
         let tiles: Vec<Tile<'_>> = found.iter().enumerate().take(SHOWN.0).map(tile).collect();

@@ -16,8 +16,8 @@ mod trainer;
 pub use classifier::ClassifierTask;
 pub use cnf::CnfTask;
 pub use config::{
-    ClassifierModel, CnfModel, DensityData, ImageFormat, ImagesData, OdeMethod, PRESETS, ShapesData, SolverConfig, TaskConfig,
-    TaskData, TaskModel, TaskTrain,
+    ClassifierModel, CnfModel, DensityData, ImageFormat, ImagesData, OdeMethod, PRESETS, ShapesData, SolverConfig,
+    TaskConfig, TaskData, TaskModel, TaskTrain,
 };
 pub use report::{is_task_run, write_report};
 pub use run::TaskRun;
@@ -115,10 +115,9 @@ pub fn build(config: &TaskConfig, policy: &PrecisionPolicy) -> Result<Box<dyn Ta
         (TaskModel::Cnf(model), TaskData::Density(data)) => {
             Ok(Box::new(CnfTask::new(model, data, &config.solver, (policy, config.seed))))
         }
-        (TaskModel::Cnf(_), _) => Err(JobError::Config {
-            key: "data.kind".to_owned(),
-            why: "a flow takes points of a `density`".to_owned(),
-        }),
+        (TaskModel::Cnf(_), _) => {
+            Err(JobError::Config { key: "data.kind".to_owned(), why: "a flow takes points of a `density`".to_owned() })
+        }
         (TaskModel::OdeClassifier(model), data) => {
             Ok(Box::new(ClassifierTask::new(model, data, &config.solver, config.seed)?))
         }
