@@ -53,8 +53,17 @@ impl Bench {
         }
         println!("\n{title}");
         println!(
-            "{:<46} {:>11} {:>12} {:>11} {:>12} {:>7} {:>7} {:>8}",
-            "op/device/precision/shape", "us", "peak bytes", "ref us", "ref bytes", "speed", "bytes", "against"
+            "{:<46} {:>11} {:>12} {:>11} {:>12} {:>7} {:>7} {:>8} {:>11} {:>11}",
+            "op/device/precision/shape",
+            "us",
+            "peak bytes",
+            "ref us",
+            "ref bytes",
+            "speed",
+            "bytes",
+            "against",
+            "cpu us",
+            "ref cpu us"
         );
         Bench { filter, save, against, csv: String::new() }
     }
@@ -66,19 +75,26 @@ impl Bench {
         }
         let bytes = [peak(device, candidate), peak(device, reference)];
         let (mut times, start) = ([Vec::new(), Vec::new()], Instant::now());
+        let mut cpu = [0.0; 2];
         while start.elapsed() < MIN_TIME || times[0].len() < MIN_ROUNDS {
             let [mine, theirs] = &mut times;
+            let begin = processor_us();
             mine.push(timed(candidate));
+            let between = processor_us();
             theirs.push(timed(reference));
+            cpu = [cpu[0] + between - begin, cpu[1] + processor_us() - between];
         }
+        let cpu = cpu.map(|us| us / times[0].len() as f64);
         let [us, reference_us] = times.map(median);
         let against = self.against.get(name).map_or_else(|| "-".to_owned(), |old| format!("{:.2}x", old.us / us));
         println!(
-            "{name:<46} {us:>11.1} {:>12} {reference_us:>11.1} {:>12} {:>6.2}x {:>6.2}x {against:>8}",
+            "{name:<46} {us:>11.1} {:>12} {reference_us:>11.1} {:>12} {:>6.2}x {:>6.2}x {against:>8} {:>11.1} {:>11.1}",
             bytes[0],
             bytes[1],
             reference_us / us,
             bytes[0] as f64 / bytes[1].max(1) as f64,
+            cpu[0],
+            cpu[1],
         );
         let _ = writeln!(self.csv, "{name},{us:.1},{},{reference_us:.1},{}", bytes[0], bytes[1]);
     }
@@ -96,6 +112,17 @@ fn timed(work: &mut dyn FnMut()) -> f64 {
     let start = Instant::now();
     work();
     start.elapsed().as_secs_f64() * 1e6
+}
+
+/// Microseconds that the threads of this process have run so far, as Linux counts them; 0 elsewhere. On a machine that
+/// others share, it says more than the clock.
+fn processor_us() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let ns = tasks.filter_map(|task| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    ns.sum::<f64>() / 1e3
 }
 
 /// The ledger's activation peak of one run, above what was live before.

@@ -45,6 +45,14 @@ pub enum Error {
         /// Bytes found.
         found: u64,
     },
+    /// A file of labelled images is damaged or of another kind.
+    #[error("`{}` holds no labelled images that can be read: {reason}", path.display())]
+    Images {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The `.npz` archive itself is damaged or of a kind that is not supported.
     #[error("`{}` is not a readable .npz archive: {reason}", path.display())]
     Archive {

@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     Shuffle,
     /// Points of a density.
     Density,
+    /// A drawn shape.
+    Shape,
     /// Numbers of their own.
     Normal,
     /// Spirals and their noise.
@@ -31,6 +33,7 @@ impl Purpose {
             Self::PeriodicField => *b"halfmode periods",
             Self::Shuffle => *b"halfmode shuffle",
             Self::Density => *b"halfmode density",
+            Self::Shape => *b"halfmode shapes ",
             Self::Normal => *b"halfmode normals",
             Self::Spiral => *b"halfmode spirals",
         }

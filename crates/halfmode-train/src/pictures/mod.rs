@@ -11,6 +11,7 @@ pub mod curves;
 mod escape;
 pub mod field;
 mod font;
+mod grid;
 mod number;
 mod points;
 pub mod report;
@@ -18,6 +19,7 @@ mod table;
 
 pub use curves::{Chart, Line, Marks, Series, YAxis, curves_svg};
 pub use field::{Field, Panel, Scale, abs_difference, moduli_png, panel_png, prediction_png};
+pub use grid::{Tile, confusion_png, tiles_png};
 pub use points::{Cloud, clouds_png};
 pub use report::{Evaluation, Image, LossScale, MemoryRow, OpPrecision, Outcome, Report, report_html};
 pub use table::Table;

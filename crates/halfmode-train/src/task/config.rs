@@ -10,7 +10,7 @@ use halfmode_tensor::Device;
 use serde::{Deserialize, Serialize};
 
 /// Tasks that are known by name.
-pub const PRESETS: [&str; 2] = ["cnf", "latent-spiral"];
+pub const PRESETS: [&str; 3] = ["cnf", "latent-spiral", "ode-classifier"];
 
 /// A whole task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,58 @@ pub enum TaskData {
     Density(DensityData),
     /// Noisy spirals.
     Spirals(SpiralData),
+    /// Images of shapes, drawn.
+    Shapes(ShapesData),
+    /// Images in files.
+    Images(ImagesData),
+}
+
+/// Grey images of eight shapes under noise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShapesData {
+    /// Points along each axis.
+    pub size: usize,
+    /// Images of an epoch, the same in all.
+    pub n_train: usize,
+    /// Held-out images.
+    pub n_test: usize,
+}
+
+impl Default for ShapesData {
+    fn default() -> Self {
+        ShapesData { size: 16, n_train: 2000, n_test: 400 }
+    }
+}
+
+/// How images are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// IDX files, one of images and one of labels.
+    Mnist,
+    /// Binary batches.
+    Cifar10,
+    /// Binary files, one of images and one of labels.
+    Stl10,
+}
+
+/// Labelled images in files that the user has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImagesData {
+    /// How they are stored.
+    pub format: ImageFormat,
+    /// Files to train on: images and labels, or batches.
+    pub train: Vec<String>,
+    /// Held-out files, likewise.
+    pub test: Vec<String>,
+    /// The first of the images to train on; all, if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_train: Option<usize>,
+    /// The first of the held-out images; all, if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_test: Option<usize>,
 }
 
 /// Points drawn from a toy density, fresh ones in every epoch.
@@ -96,16 +148,18 @@ pub enum TaskModel {
     Cnf(CnfModel),
     /// A latent differential equation behind curves.
     LatentOde(LatentOdeModel),
+    /// A classifier of images: three differential equations one after another.
+    OdeClassifier(ClassifierModel),
 }
 
 impl TaskData {
     /// The kinds of data that make a configuration a task's.
-    pub const KINDS: [&'static str; 2] = ["density", "spirals"];
+    pub const KINDS: [&'static str; 4] = ["density", "spirals", "shapes", "images"];
 }
 
 impl TaskModel {
     /// The kinds of models that make a configuration a task's.
-    pub const KINDS: [&'static str; 2] = ["cnf", "latent-ode"];
+    pub const KINDS: [&'static str; 3] = ["cnf", "latent-ode", "ode-classifier"];
 }
 
 /// Whether a configuration is a task's, by the kind of its model or of its data.
@@ -114,6 +168,20 @@ pub fn is_task(table: &toml::Table) -> bool {
     let kind = |name: &str| table.get(name).and_then(|it| it.get("kind")).and_then(toml::Value::as_str);
     kind("model").is_some_and(|kind| TaskModel::KINDS.contains(&kind))
         || kind("data").is_some_and(|kind| TaskData::KINDS.contains(&kind))
+}
+
+/// Three equations with convolutional fields; channels double from one to the next.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClassifierModel {
+    /// Channels of the first equation.
+    pub channels: usize,
+}
+
+impl Default for ClassifierModel {
+    fn default() -> Self {
+        ClassifierModel { channels: 8 }
+    }
 }
 
 /// A continuous normalising flow: a mean of planar flows whose coefficients a network of the time gives.
@@ -251,6 +319,16 @@ impl TaskConfig {
                 optimizer: adam(1e-2),
                 scheduler: Schedule::Cosine { t_max: 0, eta_min: 0.0 },
             }),
+            "ode-classifier" => Some(TaskConfig {
+                seed: 0,
+                data: TaskData::Shapes(ShapesData::default()),
+                model: TaskModel::OdeClassifier(ClassifierModel::default()),
+                solver: SolverConfig { steps: 2, ..SolverConfig::default() },
+                precision: PrecisionConfig::default(),
+                train: TaskTrain { epochs: 8, batch_size: 16, ..TaskTrain::default() },
+                optimizer: adam(4e-3),
+                scheduler: Schedule::Cosine { t_max: 0, eta_min: 0.0 },
+            }),
             _ => None,
         }
     }
@@ -282,6 +360,17 @@ impl TaskConfig {
                     return bad("data.noise", "must be finite and not negative".to_owned());
                 }
             }
+            TaskData::Shapes(data) => {
+                counts.push(("data.n_train", data.n_train as u64, 1 << 20));
+                counts.push(("data.n_test", data.n_test as u64, 1 << 20));
+                if !(8..=64).contains(&data.size) {
+                    return bad("data.size", "must be between 8 and 64".to_owned());
+                }
+            }
+            TaskData::Images(data) => {
+                let n = [("data.n_train", data.n_train), ("data.n_test", data.n_test)];
+                counts.extend(n.into_iter().filter_map(|(key, n)| Some((key, n? as u64, MAX_COUNT))));
+            }
         }
         match &self.model {
             TaskModel::Cnf(model) => {
@@ -292,6 +381,7 @@ impl TaskConfig {
                 counts.push(("model.latent", model.latent as u64, 1 << 12));
                 counts.push(("model.hidden", model.hidden as u64, 1 << 12));
             }
+            TaskModel::OdeClassifier(model) => counts.push(("model.channels", model.channels as u64, 1 << 10)),
         }
         for (key, value, most) in counts {
             if !(1..=most).contains(&value) {

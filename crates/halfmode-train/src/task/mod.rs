@@ -6,6 +6,7 @@
 //! a preset in [`TaskConfig::preset`] with its name in [`PRESETS`]; and an arm in [`build`]. The command line,
 //! checkpoints, `--resume`, planning, `bench step` and the report need nothing more.
 
+mod classifier;
 mod cnf;
 mod config;
 mod latent_spiral;
@@ -13,10 +14,11 @@ mod report;
 mod run;
 mod trainer;
 
+pub use classifier::ClassifierTask;
 pub use cnf::CnfTask;
 pub use config::{
-    CnfModel, DensityData, LatentOdeModel, OdeMethod, PRESETS, SolverConfig, SpiralData, TaskConfig, TaskData,
-    TaskModel, TaskTrain, is_task,
+    ClassifierModel, CnfModel, DensityData, ImageFormat, ImagesData, LatentOdeModel, OdeMethod, PRESETS, ShapesData,
+    SolverConfig, SpiralData, TaskConfig, TaskData, TaskModel, TaskTrain, is_task,
 };
 pub use latent_spiral::LatentSpiralTask;
 pub use report::{is_task_run, write_report};
@@ -118,8 +120,13 @@ pub fn build(config: &TaskConfig, policy: &PrecisionPolicy) -> Result<Box<dyn Ta
         (TaskModel::LatentOde(model), TaskData::Spirals(data)) => {
             Ok(Box::new(LatentSpiralTask::new(model, data, &config.solver, (policy, config.seed))))
         }
+        (TaskModel::OdeClassifier(model), data @ (TaskData::Shapes(_) | TaskData::Images(_))) => {
+            Ok(Box::new(ClassifierTask::new(model, data, &config.solver, config.seed)?))
+        }
         _ => {
-            let why = "the model cannot take these data: cnf takes density, latent-ode takes spirals".to_owned();
+            let why = "the model cannot take these data: cnf takes density, latent-ode takes spirals, ode-classifier \
+                       takes shapes or images"
+                .to_owned();
             Err(JobError::Config { key: "data.kind".to_owned(), why })
         }
     }

@@ -27,7 +27,7 @@ const MAX_BYTES: u64 = 1 << 16;
 /// What configures a job: shared by `train`, `plan` and `bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConfigArgs {
-    /// A TOML file, a run directory, or the name of a preset (darcy, cnf, latent-spiral).
+    /// A TOML file, a run directory, or the name of a preset (darcy, cnf, latent-spiral, ode-classifier).
     #[arg(value_name = "CONFIG|PRESET")]
     pub(crate) config: String,
     /// Replaces one value, such as train.epochs=5 or 'scheduler={kind="cosine",t_max=15}'.

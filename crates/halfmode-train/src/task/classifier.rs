@@ -1,0 +1,210 @@
+//! A classifier of images whose layers are differential equations.
+
+use crate::job::JobError;
+use crate::pictures::{Tile, confusion_png, tiles_png};
+use crate::task::{ClassifierModel, ImageFormat, ImagesData, ShapesData, SolverConfig, Task, TaskData, Trained};
+use crate::{CrossEntropy, Reduction};
+use halfmode_autograd::{Tape, Var};
+use halfmode_data::{LabelledImages, drawn_shapes};
+use halfmode_nn::{Module, ParamSpec};
+use halfmode_ode::{ConvNode, Storage, classes};
+use halfmode_precision::Precision;
+use halfmode_tensor::{Device, Purpose, Tensor};
+use std::path::Path;
+
+/// Images and what they show, told by a [`ConvNode`].
+#[derive(Debug)]
+pub struct ClassifierTask {
+    node: ConvNode,
+    train: LabelledImages,
+    test: LabelledImages,
+    /// Mean and reciprocal deviation of the training bytes.
+    scale: (f64, f64),
+    about: String,
+}
+
+/// Images that are evaluated at a time.
+const EVAL_BATCH: usize = 64;
+/// Images in the picture of predictions, and of them in a row.
+const SHOWN: (usize, usize) = (32, 8);
+
+/// The sets that a configuration names, and a line about them.
+fn read(data: &TaskData, seed: u64) -> Result<(LabelledImages, LabelledImages, String), JobError> {
+    match data {
+        TaskData::Shapes(ShapesData { size, n_train, n_test }) => {
+            // Held-out shapes have numbers that no training reaches.
+            let test = drawn_shapes(seed, *size, 1 << 62, *n_test);
+            Ok((drawn_shapes(seed, *size, 0, *n_train), test, "drawn shapes".to_owned()))
+        }
+        TaskData::Images(ImagesData { format, train, test, n_train, n_test }) => {
+            let paths = |paths: &'static str, list: &[String]| match list {
+                [images, labels] => Ok([images.clone(), labels.clone()]),
+                _ => Err(JobError::Config {
+                    key: paths.to_owned(),
+                    why: format!("needs a file of images and one of labels, found {} names", list.len()),
+                }),
+            };
+            let read = |key: &'static str, list: &[String]| -> Result<LabelledImages, JobError> {
+                Ok(match format {
+                    ImageFormat::Cifar10 => {
+                        let list: Vec<&Path> = list.iter().map(Path::new).collect();
+                        LabelledImages::read_cifar10(&list)?
+                    }
+                    ImageFormat::Mnist => {
+                        let [images, labels] = paths(key, list)?;
+                        LabelledImages::read_idx(images.as_ref(), labels.as_ref())?
+                    }
+                    ImageFormat::Stl10 => {
+                        let [images, labels] = paths(key, list)?;
+                        LabelledImages::read_stl10(images.as_ref(), labels.as_ref())?
+                    }
+                })
+            };
+            let limited = |images: LabelledImages, n: Option<usize>| images.first(n.unwrap_or(usize::MAX));
+            let sets = [limited(read("data.train", train)?, *n_train), limited(read("data.test", test)?, *n_test)];
+            let [train, test] = sets;
+            if train.is_empty() || test.is_empty() {
+                return Err(JobError::Config { key: "data".to_owned(), why: "a set without images".to_owned() });
+            }
+            if train.extents != test.extents {
+                let why = format!("images of {:?} points, training images have {:?}", test.extents, train.extents);
+                return Err(JobError::Config { key: "data.test".to_owned(), why });
+            }
+            Ok((train, test, format!("{format:?} files").to_lowercase()))
+        }
+        TaskData::Density(_) | TaskData::Spirals(_) => Err(JobError::Config {
+            key: "data.kind".to_owned(),
+            why: "the classifier takes `shapes` or `images`".to_owned(),
+        }),
+    }
+}
+
+impl ClassifierTask {
+    /// The task of a configuration; draws or reads its images.
+    ///
+    /// # Errors
+    /// [`JobError::Config`] for data that are no images, and those of reading files.
+    pub fn new(model: &ClassifierModel, data: &TaskData, solver: &SolverConfig, seed: u64) -> Result<Self, JobError> {
+        let (train, test, about) = read(data, seed)?;
+        let n = train.pixels.len().max(1) as f64;
+        let mean = train.pixels.iter().map(|&it| f64::from(it)).sum::<f64>() / n;
+        let var = train.pixels.iter().map(|&it| (f64::from(it) - mean).powi(2)).sum::<f64>() / n;
+        let node = ConvNode {
+            c_in: train.channels,
+            n_classes: train.names.len(),
+            n_steps: solver.steps,
+            method: solver.method.method(),
+            storage: Storage::Trajectory,
+            ..ConvNode::new(train.extents, model.channels)
+        };
+        Ok(ClassifierTask { node, train, test, scale: (mean, 1.0 / var.sqrt().max(1.0)), about })
+    }
+
+    fn tensor(&self, device: &Device, images: &LabelledImages, indices: &[usize]) -> Result<Tensor, JobError> {
+        let (mean, factor) = self.scale;
+        let bytes = indices.iter().flat_map(|&idx| images.image(idx));
+        let values: Vec<f32> = bytes.map(|&it| ((f64::from(it) - mean) * factor) as f32).collect();
+        let shape = [indices.len(), images.channels, images.extents[0], images.extents[1]];
+        Ok(Tensor::from_slice(device, &values, shape, Precision::F32, Purpose::Data)?)
+    }
+
+    /// Predicted classes of the test set, and the mean cross entropy; on the planning device nothing.
+    fn predictions(&self, model: &Trained<'_>) -> Result<(Vec<usize>, f64), JobError> {
+        let (mut found, mut sum) = (Vec::with_capacity(self.test.len()), 0.0);
+        let all: Vec<usize> = (0..self.test.len()).collect();
+        for indices in all.chunks(EVAL_BATCH) {
+            let (mut tape, params) = model.tape();
+            let x = tape.constant(self.tensor(model.device, &self.test, indices)?);
+            let logits = self.node.forward(&mut tape, &params, &[&x])?;
+            let labels = indices.iter().map(|&idx| self.test.labels[idx]).collect();
+            let loss = tape.apply(CrossEntropy { labels, reduction: Reduction::Sum }, &[&logits])?;
+            if !model.device.launches() {
+                break;
+            }
+            found.extend(classes(logits.value())?);
+            sum += loss.value().to_vec::<f64>()?.iter().sum::<f64>();
+        }
+        Ok((found, sum / self.test.len().max(1) as f64))
+    }
+}
+
+impl Task for ClassifierTask {
+    fn describe(&self) -> String {
+        let ConvNode { channels, n_steps, method, .. } = self.node;
+        let method = method.tableau().name;
+        format!(
+            "classifier of three neural ODEs, {channels} to {} channels, {n_steps} steps of {method} each",
+            4 * channels
+        )
+    }
+
+    fn describe_data(&self) -> String {
+        let [rows, columns] = self.train.extents;
+        let (n, n_test, n_classes) = (self.train.len(), self.test.len(), self.train.names.len());
+        format!("{}, {rows}x{columns} points, {n_classes} classes, {n} to train on, {n_test} held out", self.about)
+    }
+
+    fn param_specs(&self) -> Vec<ParamSpec> {
+        self.node.param_specs()
+    }
+
+    fn n_train(&self) -> usize {
+        self.train.len()
+    }
+
+    fn batch(&self, device: &Device, _epoch: u64, indices: &[usize]) -> Result<Vec<Tensor>, JobError> {
+        let labels: Vec<f64> = indices.iter().map(|&idx| self.train.labels[idx] as f64).collect();
+        let labels = Tensor::from_slice(device, &labels, [indices.len()], Precision::F32, Purpose::Data)?;
+        Ok(vec![self.tensor(device, &self.train, indices)?, labels])
+    }
+
+    fn loss(&self, tape: &mut Tape, params: &[Var], batch: Vec<Tensor>) -> halfmode_autograd::Result<Var> {
+        let [x, labels] = <[Tensor; 2]>::try_from(batch).map_err(|batch| halfmode_autograd::Error::Arity {
+            op: "classifier",
+            expected: 2,
+            found: batch.len(),
+        })?;
+        let labels = match labels.device().launches() {
+            true => labels.to_vec::<f64>()?.into_iter().map(|label| label as usize).collect(),
+            false => vec![0; labels.numel()],
+        };
+        let x = tape.constant(x);
+        let logits = self.node.forward(tape, params, &[&x])?;
+        tape.apply(CrossEntropy { labels: labels.into(), reduction: Reduction::Mean }, &[&logits])
+    }
+
+    fn evaluate(&self, model: &Trained<'_>) -> Result<Vec<(&'static str, f64)>, JobError> {
+        let (found, loss) = self.predictions(model)?;
+        let right = found.iter().zip(&self.test.labels).filter(|(found, label)| found == label).count();
+        let accuracy = right as f64 / self.test.len().max(1) as f64;
+        Ok(vec![("cross entropy", loss), ("accuracy", accuracy)])
+    }
+
+    fn pictures(&self, model: &Trained<'_>) -> Result<Vec<(String, Vec<u8>)>, JobError> {
+        let drawn = |err: crate::pictures::Error| JobError::Config { key: "plots".to_owned(), why: err.to_string() };
+        let (found, _) = self.predictions(model)?;
+        let names = &self.test.names;
+        let mut counts = vec![0; names.len() * names.len()];
+        found.iter().zip(&self.test.labels).for_each(|(found, label)| counts[label * names.len() + found] += 1);
+        let tile = |(idx, &found): (usize, &usize)| {
+            let label = self.test.labels[idx];
+            let said =
+                if found == label { names[label].clone() } else { format!("{} > {}", names[label], names[found]) };
+            Tile { pixels: self.test.image(idx), extents: self.test.extents, label: said, marked: found != label }
+        };
+        let tiles: Vec<Tile<'_>> = found.iter().enumerate().take(SHOWN.0).map(tile).collect();
+        Ok(vec![
+            ("1-held-out-samples-and-predictions".to_owned(), tiles_png(&tiles, SHOWN.1).map_err(drawn)?),
+            ("2-confusion-matrix".to_owned(), confusion_png(names, &counts).map_err(drawn)?),
+        ])
+    }
+
+    fn step_flops(&self, batch: usize) -> f64 {
+        let stages = (self.node.n_steps * self.node.method.tableau().b.len()) as f64;
+        let points = (self.node.image[0] * self.node.image[1]) as f64;
+        // Channels double and points become a quarter from block to block: all three cost the same. A velocity is two
+        // convolutions, computed there and back, and its gradient four.
+        let conv = 2.0 * 9.0 * (self.node.channels as f64).powi(2) * points;
+        3.0 * stages * (2.0 + 2.0 + 4.0) * conv * batch as f64
+    }
+}
