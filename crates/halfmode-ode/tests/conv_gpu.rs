@@ -1,5 +1,5 @@
-//! The convolutional classifier on a GPU against the CPU. Without a GPU nothing runs; with `HALFMODE_REQUIRE_CUDA=1` that
-//! is a failure.
+//! The convolutional classifier on a GPU against the CPU. Without a GPU nothing runs; with `HALFMODE_REQUIRE_CUDA=1`
+//! that is a failure.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_autograd::{Cx, LeafId, Tape};

@@ -1,4 +1,4 @@
-//! The symmetric layer on a GPU, for halves: four products on tensor cores, two passes over the hidden field between them.
+//! The symmetric layer on a GPU, for halves: products on tensor cores, and passes over the hidden field between them.
 
 use super::SymmetricConv;
 use crate::Result;
