@@ -167,7 +167,11 @@ impl<'a> Adjoint<'a> {
             let slopes = linearised.slopes.clone();
             let formats = self.sums(Purpose::Activation);
             let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
-                a.as_ref().map(|a| stepper.device.combine(None, &[(scale, a)], formats)).transpose()
+                let is_one = scale.to_bits() == 1f64.to_bits();
+                let times = |a: &Tensor| {
+                    if is_one { Ok(a.clone()) } else { stepper.device.combine(None, &[(scale, a)], formats) }
+                };
+                a.as_ref().map(times).transpose()
             };
             let scaled: Vec<Option<Tensor>> = self.a.iter().map(scaled).collect::<Result<_>>()?;
             record.note(|record| record.n_vjps += 1);

@@ -1,5 +1,5 @@
-//! The convolutional classifier on a GPU against the CPU. Without a GPU nothing runs; with `HALFMODE_REQUIRE_CUDA=1` that
-//! is a failure.
+//! The convolutional classifier on a GPU against the CPU. Without a GPU nothing runs; with `HALFMODE_REQUIRE_CUDA=1`
+//! that is a failure.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_autograd::{Cx, LeafId, Tape};
@@ -67,7 +67,8 @@ fn the_classifier_in_every_precision_on_a_gpu() {
             let on_cpu = errors(&run(&cpu, &node, precision).0, &want);
             let (results, memory) = run(&gpu, &node, precision);
             let on_gpu = errors(&results, &want);
-            let text = format!("{image:?} {channels} in {precision}: {on_gpu:.2e?}, on the CPU {on_cpu:.2e?}");
+            let [show_gpu, show_cpu] = [on_gpu, on_cpu].map(|it| it.map(|error| format!("{error:.2e}")).join(" "));
+            let text = format!("{image:?} {channels} in {precision}: {show_gpu}, on the CPU {show_cpu}");
             println!("{text}");
             let allowed = match precision {
                 Precision::F64 => [1e-10; 2],

@@ -19,7 +19,7 @@ const TILE: usize = 64;
 /// Terms that the tensor cores' kernels load at once, and how many times that is on its way.
 const CHUNK: usize = 32;
 const DEPTH: usize = 4;
-/// Blocks that sums over all points are split among, and points of a split at least: a fixed order of sums on every GPU.
+/// Blocks that sums over all points are split among, and points of a split at least: one order of sums on every GPU.
 const BLOCKS: usize = 264;
 const POINTS: usize = 256;
 

@@ -1,4 +1,4 @@
-//! The symmetric layer on a GPU, for halves: four products on tensor cores, two passes over the hidden field between them.
+//! The symmetric layer on a GPU, for halves: products on tensor cores, and passes over the hidden field between them.
 
 use super::SymmetricConv;
 use crate::Result;
@@ -131,10 +131,11 @@ impl<'a> Fused<'a> {
             self.launch("sum_parts", Grid::row(self.channels().div_ceil(32), THREADS), &args)?;
         }
         drop((parts, means, hidden));
-        let mut gx = device.alloc_unwritten(x_like, storage(cx), Purpose::Activation)?;
-        self.transposed.convolve(device, [&inner, &w], true, Finish::default(), &mut gx, TileSums::Nothing)?;
         // -K^T n has the weight's gradient <-n, K g>.
         let grad_w = self.forward.weight_gradient(device, &shape, &[[&x, &inner], [&g, &turned]])?;
+        drop((x, g, turned));
+        let mut gx = device.alloc_unwritten(x_like, storage(cx), Purpose::Activation)?;
+        self.transposed.convolve(device, [&inner, &w], true, Finish::default(), &mut gx, TileSums::Nothing)?;
         Ok(vec![gx, grad_w, grad_b.cast(cx.policy.pointwise.accumulate, Purpose::Grad)?])
     }
 }
