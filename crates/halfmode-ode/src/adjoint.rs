@@ -1,7 +1,7 @@
 //! The sweep back through the steps: adjoint, gradients and the scale between them.
 
 use crate::kernels::{StepKernels, SumFormats, max_abs};
-use crate::step::{Needs, Pullback, Span, State, Stepper};
+use crate::step::{Needs, Pullback, Slope, Span, State, Stepper};
 use crate::{AdjointScaler, AdjointScaling, Error, PeerScaler, Result};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor};
@@ -26,19 +26,31 @@ pub(crate) struct Incoming {
     pub(crate) cotangent: Vec<Option<Tensor>>,
 }
 
+/// A product with a step's Jacobian that came through.
+pub(crate) struct Product {
+    /// What the cotangent was multiplied by.
+    pub(crate) scale: f64,
+    /// Of the scaled cotangent.
+    pub(crate) pullback: Pullback,
+    /// The slopes of the step's stages.
+    pub(crate) slopes: Vec<Slope>,
+    /// Products that overflowed before.
+    pub(crate) retries: u32,
+}
+
 /// What has been found so far on the way back.
 pub(crate) struct Adjoint<'a> {
-    stepper: &'a Stepper<'a>,
+    pub(crate) stepper: &'a Stepper<'a>,
     rule: Rule,
-    needs: Needs,
+    pub(crate) needs: Needs,
     /// The gradient by each tensor of the state at the point reached; `None`: zero.
-    a: Vec<Option<Tensor>>,
+    pub(crate) a: Vec<Option<Tensor>>,
     /// The shapes of these tensors.
     shapes: Vec<Shape>,
     /// Its largest value, where that is known.
     known: Option<f64>,
     params: Vec<Option<Tensor>>,
-    times: Vec<f64>,
+    pub(crate) times: Vec<f64>,
     n_steps: usize,
     /// Something was not finite under [`AdjointScaling::Safe`]: all gradients will be infinite.
     spoilt: bool,
@@ -83,7 +95,7 @@ impl<'a> Adjoint<'a> {
         }
     }
 
-    fn sums(&self, purpose: Purpose) -> SumFormats {
+    pub(crate) fn sums(&self, purpose: Purpose) -> SumFormats {
         let accumulate = self.stepper.precision.accumulate;
         SumFormats { sums: accumulate, to: accumulate, purpose }
     }
@@ -121,12 +133,12 @@ impl<'a> Adjoint<'a> {
         Ok(())
     }
 
-    /// The largest value of the adjoint, where the rule wants to know it. `None`: there is nothing to do in this step.
-    fn largest(&mut self, step: usize) -> Result<Option<f64>> {
+    /// The largest value of a cotangent, where the rule wants to know it. `None`: there is nothing to do in this step.
+    fn largest(&mut self, step: usize, cotangent: &[Option<Tensor>], known: Option<f64>) -> Result<Option<f64>> {
         if !self.rule.checks() {
             return Ok(Some(1.0));
         }
-        let largest = self.known.map_or_else(|| largest_of(&self.a), Ok)?;
+        let largest = known.map_or_else(|| largest_of(cotangent), Ok)?;
         if largest.is_finite() {
             return Ok(if largest > 0.0 || matches!(self.rule, Rule::Peer(_)) { Some(largest) } else { None });
         }
@@ -151,13 +163,34 @@ impl<'a> Adjoint<'a> {
 
     /// Passes through one step, from `state` at its beginning.
     pub(crate) fn step(&mut self, step: usize, span: Span, state: &State) -> Result<()> {
-        if self.spoilt || self.a.iter().all(Option::is_none) {
-            return Ok(());
+        let (a, known) = (self.a.clone(), self.known);
+        let Some(product) = self.product(step, span, state, (&a, known))? else { return Ok(()) };
+        drop(a);
+        let Product { scale, pullback, retries, .. } = product;
+        let h = span.length();
+        let (time, length, slope) = (pullback.time / scale, pullback.length / scale, pullback.slope / scale);
+        self.times[step] += h * (time - length) - slope;
+        self.times[step + 1] += h * length + slope;
+        self.add_product(h / scale, pullback)?;
+        self.grow(retries)
+    }
+
+    /// The product of the Jacobian of a step from `state`, transposed, with `cotangent`, whose largest value may be
+    /// known, in a scale that lets it through. `None`: it is zero, or everything is spoilt.
+    pub(crate) fn product(
+        &mut self,
+        step: usize,
+        span: Span,
+        state: &State,
+        (cotangent, known): (&[Option<Tensor>], Option<f64>),
+    ) -> Result<Option<Product>> {
+        if self.spoilt || cotangent.iter().all(Option::is_none) {
+            return Ok(None);
         }
-        let Some(largest) = self.largest(step)? else { return Ok(()) };
+        let Some(largest) = self.largest(step, cotangent, known)? else { return Ok(None) };
         let (stepper, record) = (self.stepper, self.stepper.record);
         let mut attempts = 0;
-        let (scale, pullback) = loop {
+        let (scale, pullback, slopes) = loop {
             let scale = self.scale(largest);
             let linearised = stepper.linearise(span, state, self.needs)?;
             let slopes = linearised.slopes.clone();
@@ -165,11 +198,11 @@ impl<'a> Adjoint<'a> {
             let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
                 a.as_ref().map(|a| stepper.device.combine(None, &[(scale, a)], formats)).transpose()
             };
-            let scaled: Vec<Option<Tensor>> = self.a.iter().map(scaled).collect::<Result<_>>()?;
+            let scaled: Vec<Option<Tensor>> = cotangent.iter().map(scaled).collect::<Result<_>>()?;
             record.note(|record| record.n_vjps += 1);
             attempts += 1;
             if let Some(it) = stepper.pull_back(span, linearised, &scaled, self.needs, self.rule.checks())? {
-                break (scale, it);
+                break (scale, it, slopes);
             }
             // A velocity that is not finite is nothing that a smaller scale mends.
             if !slopes.iter().flatten().all(Tensor::all_finite) {
@@ -184,7 +217,7 @@ impl<'a> Adjoint<'a> {
                 Rule::Fixed(_) => false,
                 Rule::Safe => {
                     self.spoilt = true;
-                    return Ok(());
+                    return Ok(None);
                 }
             };
             if !again {
@@ -196,13 +229,12 @@ impl<'a> Adjoint<'a> {
             record.note(|record| record.scales.push(scale));
         }
         record.note(|record| record.most_tries = record.most_tries.max(attempts as usize));
-        self.accumulate(step, span.length(), scale, pullback)?;
-        self.grow(attempts - 1)
+        Ok(Some(Product { scale, pullback, slopes, retries: attempts - 1 }))
     }
 
-    /// `a += (h/S) v_y`, and so on.
-    fn accumulate(&mut self, step: usize, h: f64, scale: f64, pullback: Pullback) -> Result<()> {
-        let (device, factor) = (self.stepper.device, h / scale);
+    /// Adds `factor` times a product to the gradients by the state and the parameters.
+    pub(crate) fn add_product(&mut self, factor: f64, pullback: Pullback) -> Result<()> {
+        let device = self.stepper.device;
         let formats = self.sums(Purpose::Activation);
         for (leaf, a) in self.a.iter_mut().enumerate() {
             let stages = pullback.stages.iter().filter_map(|stage| stage[leaf].as_ref());
@@ -218,14 +250,11 @@ impl<'a> Adjoint<'a> {
             let Some(term) = term else { continue };
             *sum = Some(device.combine(sum.as_ref(), &[(factor, &term)], formats)?);
         }
-        let (time, length, slope) = (pullback.time / scale, pullback.length / scale, pullback.slope / scale);
-        self.times[step] += h * (time - length) - slope;
-        self.times[step + 1] += h * length + slope;
         Ok(())
     }
 
     /// Tells the rule how a step went.
-    fn grow(&mut self, retries: u32) -> Result<()> {
+    pub(crate) fn grow(&mut self, retries: u32) -> Result<()> {
         if !matches!(self.rule, Rule::Dynamic(_) | Rule::Peer(_)) {
             return Ok(());
         }

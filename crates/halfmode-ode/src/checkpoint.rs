@@ -2,6 +2,7 @@
 
 use crate::step::{Span, State, Stepper};
 use crate::{Error, OdePrecision, Result, StateSum};
+use halfmode_precision::Precision;
 
 /// Which states a solve keeps for its backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +15,16 @@ pub enum Storage {
     Budget {
         /// Bytes for states.
         bytes: usize,
+    },
+    /// The last state and its velocity alone, whatever the number of steps: the way back takes each step back, with the
+    /// same bits. It goes with [`Method::AsynchronousLeapfrog`](crate::Method::AsynchronousLeapfrog) and only with it.
+    ///
+    /// Both are f64 numbers, multiples of `2^-lattice_bits`, and so is what a step adds to them: sums are exact, and
+    /// subtracting undoes adding. States and velocities may be as large as `2^(52 - lattice_bits)`. The formats `state`
+    /// and `stored` of [`OdePrecision`] are not asked.
+    Reversible {
+        /// Binary digits behind the point, 1 to 51.
+        lattice_bits: u32,
     },
 }
 
@@ -29,6 +40,9 @@ pub struct StoragePlan {
 }
 
 impl Storage {
+    /// [`Storage::Reversible`] in steps of 2^-32, 2e-10: states and velocities up to 2^20, 1e6.
+    pub const REVERSIBLE: Storage = Storage::Reversible { lattice_bits: 32 };
+
     /// What `n_steps` steps of a state of `numel` numbers need.
     ///
     /// # Errors
@@ -42,6 +56,10 @@ impl Storage {
     /// # Errors
     /// Those of [`Storage::plan`].
     pub fn plan_tuple(self, n_steps: usize, numels: &[usize], precision: &OdePrecision) -> Result<StoragePlan> {
+        if let Storage::Reversible { .. } = self {
+            let peak_bytes = 2 * Precision::F64.bytes() * numels.iter().sum::<usize>();
+            return Ok(StoragePlan { n_states: 1, peak_bytes, n_repeated: 0 });
+        }
         Ok(match self.slots(numels, precision)? {
             None => {
                 let stored = |(idx, numel): (usize, &usize)| numel * precision.leaf(idx).stored.bytes();

@@ -52,6 +52,13 @@ impl OdeOptions {
         OdeOptions { storage, ..self }
     }
 
+    /// The same with the asynchronous leapfrog, whose steps the way back takes back: memory does not grow with their
+    /// number. See [`Storage::Reversible`].
+    #[must_use]
+    pub fn reversible(self) -> Self {
+        OdeOptions { method: Method::AsynchronousLeapfrog, storage: Storage::REVERSIBLE, ..self }
+    }
+
     /// The same with another scale of the adjoint.
     #[must_use]
     pub fn scaling(self, scaling: AdjointScaling) -> Self {

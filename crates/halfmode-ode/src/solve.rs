@@ -3,6 +3,7 @@
 use crate::adaptive::Controller;
 use crate::adjoint::{Adjoint, Incoming};
 use crate::checkpoint::{Checkpoints, positions};
+use crate::leapfrog::Lattice;
 use crate::step::{Leaf, Needs, Span, State, Stepper};
 use crate::{Error, Field, OdeOptions, Result, StateSum, Steps};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
@@ -11,7 +12,7 @@ use halfmode_tensor::{Purpose, Shape, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
-const NAME: &str = "odeint";
+pub(crate) const NAME: &str = "odeint";
 
 /// Which time points a solve returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +34,13 @@ pub enum Points {
 ///
 /// # Saved for backward
 /// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`](crate::Storage)
-/// allows (roles `high` and `low`); parameters and times are shared. Stages are computed again, on a tape that lives for
+/// allows (roles `high` and `low`), or the last one and its velocity (roles `y` and `v`); parameters and times are shared. Stages are computed again, on a tape that lives for
 /// one step.
 ///
 /// # Errors
-/// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward [`Error::NonFiniteAdjoint`].
+/// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward
+/// [`Error::NonFiniteAdjoint`]; those of options that do not go together; with [`Storage::Reversible`](crate::Storage::Reversible)
+/// [`Error::BeyondLattice`] and [`Error::Irreversible`].
 #[derive(Clone)]
 pub struct OdeSolve {
     /// The right-hand side.
@@ -93,7 +96,7 @@ impl OdeSolve {
         Ok((y0.to_vec(), t.first().copied(), params.iter().map(|&it| it.clone()).collect()))
     }
 
-    fn times(&self, t: Option<&Tensor>) -> Result<Vec<f64>> {
+    pub(crate) fn times(&self, t: Option<&Tensor>) -> Result<Vec<f64>> {
         match (&self.times, t) {
             (Some(times), _) => Ok(times.to_vec()),
             (None, Some(t)) => times_of(t),
@@ -114,6 +117,9 @@ impl OdeSolve {
         }
         let times = self.times(t)?;
         check_times(&times)?;
+        if let Some(lattice) = Lattice::of(&self.options)? {
+            return self.run_reversible(cx, (&y0, t, &params), &times, lattice);
+        }
         #[cfg(feature = "cuda")]
         if let Some(solve) = crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, &y0) {
             return solve.run(cx, y0[0], &times);
@@ -202,7 +208,11 @@ impl OdeSolve {
     ) -> Result<Vec<Option<Tensor>>> {
         let t = if self.times.is_none() { Some(saved.take("t")?) } else { None };
         let times = self.times(t.as_ref())?;
-        let (params, mut states) = (saved.take_all("param"), saved.take_all("y"));
+        let params = saved.take_all("param");
+        if let Some(lattice) = Lattice::of(&self.options)? {
+            return self.pull_back_reversible(cx, saved, (t, &params), &times, (grads, needs), lattice);
+        }
+        let mut states = saved.take_all("y");
         #[cfg(feature = "cuda")]
         {
             if let Some(kept) = saved.take_all("points").pop() {
@@ -250,11 +260,7 @@ impl OdeSolve {
         let kept: Vec<(usize, State)> = places.into_iter().zip(kept).collect();
         let mut checkpoints = Checkpoints { stepper: &stepper, grid: &grid, slots, kept };
         let mut adjoint = Adjoint::new(&stepper, &self.options.scaling, needs, (grid.len(), shapes));
-        let mut cotangent = |point: usize| -> Vec<Option<Tensor>> {
-            let first = incoming(point).map(|idx| idx * self.n_leaves);
-            let leaf = |leaf: usize| grads.get_mut(first? + leaf)?.take();
-            (0..self.n_leaves).map(leaf).collect()
-        };
+        let mut cotangent = |point: usize| self.take_cotangent(grads, incoming(point));
         for step in (0..n_steps).rev() {
             adjoint.add(Incoming { point: step + 1, cotangent: cotangent(step + 1) })?;
             let state = match states.len().checked_sub(self.n_leaves) {
@@ -270,6 +276,15 @@ impl OdeSolve {
         let (y0, t_grad, params) = adjoint.finish(&marks)?;
         let t_grad = t.is_some().then_some(t_grad);
         Ok(y0.into_iter().chain(t_grad).chain(params).collect())
+    }
+}
+
+impl OdeSolve {
+    /// The gradients by an output, one for each tensor of the state.
+    pub(crate) fn take_cotangent(&self, grads: &mut [Option<Tensor>], output: Option<usize>) -> Vec<Option<Tensor>> {
+        let first = output.map(|idx| idx * self.n_leaves);
+        let leaf = |leaf: usize| grads.get_mut(first? + leaf)?.take();
+        (0..self.n_leaves).map(leaf).collect()
     }
 }
 
@@ -299,7 +314,7 @@ fn stored(stepper: &Stepper<'_>, state: &State) -> Result<State> {
 }
 
 /// Appends the state to the outputs, in the precision of sums.
-fn push_output(stepper: &Stepper<'_>, state: &State, outputs: &mut Outputs) -> Result<()> {
+pub(crate) fn push_output(stepper: &Stepper<'_>, state: &State, outputs: &mut Outputs) -> Result<()> {
     for leaf in state {
         outputs.push(stepper.rounded(leaf, stepper.precision.accumulate, Purpose::Activation)?);
     }

@@ -76,24 +76,29 @@ pub(crate) struct Pullback {
 }
 
 /// `sum over l of a_l b_l`, `None` for zero.
-fn dots(a: &[Option<Tensor>], b: &[Tensor]) -> Result<f64> {
+pub(crate) fn dots(a: &[Option<Tensor>], b: &[Tensor]) -> Result<f64> {
     let pairs = a.iter().zip(b).filter_map(|(a, b)| Some((a.as_ref()?, b)));
     pairs.map(|(a, b)| dot(a, b)).sum()
 }
 
 impl Stepper<'_> {
-    fn sums(&self, to: Precision) -> SumFormats {
+    pub(crate) fn sums(&self, to: Precision) -> SumFormats {
         SumFormats::new(self.precision.accumulate, to)
     }
 
     /// Whether a tensor is finite. While a step is recorded on a GPU the host cannot know: what is not finite arrives in
     /// the outputs and gradients, where a guarded optimiser finds it.
     pub(crate) fn is_finite(&self, x: &Tensor) -> bool {
+        !self.may_wait() || x.all_finite()
+    }
+
+    /// Whether the host may look at values now: not while a step is recorded.
+    pub(crate) fn may_wait(&self) -> bool {
         #[cfg(feature = "cuda")]
         if self.device.as_cuda().is_some_and(|cuda| cuda.context().is_recording()) {
-            return true;
+            return false;
         }
-        x.all_finite()
+        true
     }
 
     fn cx(&self, save: bool) -> Cx {

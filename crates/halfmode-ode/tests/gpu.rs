@@ -143,6 +143,19 @@ fn layer_by_layer_on_a_gpu() {
     }
 }
 
+/// Steps are taken back on a GPU as on the CPU: the solve checks that it came back to where it began.
+#[test]
+fn steps_are_taken_back_on_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    let cpu = Device::cpu(2).unwrap();
+    let problem = plain(&perceptron((5, 24, 2, 17), TimeInput::Concatenated, 200, 11));
+    let want = problem.solve(&cpu, &double().reversible(), ALL, &square).unwrap();
+    for (options, most) in [(double(), 1e-8), (mixed(Precision::F16), 5e-3), (mixed(Precision::Bf16), 4e-2)] {
+        let found = errors(&problem.solve(&gpu, &options.reversible(), ALL, &square).unwrap(), &want);
+        assert!(found.iter().all(|it| *it <= most), "{}", show(&found));
+    }
+}
+
 /// the scale keeps what would underflow, and changes no bit where nothing does.
 #[test]
 fn scales_keep_small_gradients_and_change_no_bit_on_a_gpu() {
