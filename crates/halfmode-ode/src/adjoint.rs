@@ -1,7 +1,7 @@
 //! The sweep back through the steps: adjoint, gradients and the scale between them.
 
 use crate::kernels::{StepKernels, SumFormats, max_abs};
-use crate::step::{Needs, Pullback, Slope, Span, State, Stepper};
+use crate::step::{Linearised, Needs, Pullback, Slope, Span, State, Stepper};
 use crate::{AdjointScaler, AdjointScaling, Error, PeerScaler, Result};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor};
@@ -161,10 +161,10 @@ impl<'a> Adjoint<'a> {
         self.last_scale
     }
 
-    /// Passes through one step, from `state` at its beginning.
-    pub(crate) fn step(&mut self, step: usize, span: Span, state: &State) -> Result<()> {
+    /// Passes through one step, from `state` at its beginning, with its tapes if they were kept.
+    pub(crate) fn step(&mut self, step: usize, span: Span, state: &State, kept: Option<Linearised>) -> Result<()> {
         let (a, known) = (self.a.clone(), self.known);
-        let Some(product) = self.product(step, span, state, (&a, known))? else { return Ok(()) };
+        let Some(product) = self.product(step, span, (state, kept), (&a, known))? else { return Ok(()) };
         drop(a);
         let Product { scale, pullback, retries, .. } = product;
         let h = span.length();
@@ -181,7 +181,7 @@ impl<'a> Adjoint<'a> {
         &mut self,
         step: usize,
         span: Span,
-        state: &State,
+        (state, mut kept): (&State, Option<Linearised>),
         (cotangent, known): (&[Option<Tensor>], Option<f64>),
     ) -> Result<Option<Product>> {
         if self.spoilt || cotangent.iter().all(Option::is_none) {
@@ -192,7 +192,7 @@ impl<'a> Adjoint<'a> {
         let mut attempts = 0;
         let (scale, pullback, slopes) = loop {
             let scale = self.scale(largest);
-            let linearised = stepper.linearise(span, state, self.needs)?;
+            let linearised = kept.take().map_or_else(|| stepper.linearise(span, state, self.needs), Ok)?;
             let slopes = linearised.slopes.clone();
             let formats = self.sums(Purpose::Activation);
             let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {

@@ -10,6 +10,11 @@ pub enum Storage {
     /// The state before each step, in the precision `stored`.
     #[default]
     Trajectory,
+    /// The tapes of all stages, so that the way back computes no velocity again, and the state before each step, in the
+    /// precision of the running state, for a step whose scale overflows. The gradient is that of the forward steps
+    /// themselves: they are linearised where they were taken, before a state is rounded to `stored`. Where rounding
+    /// changes nothing, as in double precision, it has the same bits as the others.
+    Full,
     /// As many states as fit, in the precision of the running state; the others are computed again from these, in the
     /// order that repeats the fewest steps (binomial checkpointing). The gradient has the same bits.
     Budget {
@@ -33,7 +38,8 @@ pub enum Storage {
 pub struct StoragePlan {
     /// States that are kept at once, at most.
     pub n_states: usize,
-    /// Bytes of these; beside them lives what one step needs.
+    /// Bytes of these; beside them lives what one step needs, and with [`Storage::Full`] what the field saves in all steps:
+    /// the planning device prices that.
     pub peak_bytes: usize,
     /// Steps that the way back takes forward once more, to find states again.
     pub n_repeated: usize,
@@ -63,7 +69,11 @@ impl Storage {
         Ok(match self.slots(numels, precision)? {
             None => {
                 let stored = |(idx, numel): (usize, &usize)| numel * precision.leaf(idx).stored.bytes();
-                let peak_bytes = n_steps * numels.iter().enumerate().map(stored).sum::<usize>();
+                let state = match self {
+                    Storage::Full => state_bytes(numels, precision),
+                    _ => numels.iter().enumerate().map(stored).sum(),
+                };
+                let peak_bytes = n_steps * state;
                 StoragePlan { n_states: n_steps, peak_bytes, n_repeated: 0 }
             }
             Some(slots) => {

@@ -197,7 +197,7 @@ impl Sweep<'_> {
             b.as_ref().map(|b| device.combine(None, &[(2.0 / h, b)], formats)).transpose()
         };
         let cotangent: Vec<Option<Tensor>> = self.b.iter().map(whole).collect::<Result<_>>()?;
-        self.adjoint.product(step, span, at, (&cotangent, None))
+        self.adjoint.product(step, span, (at, None), (&cotangent, None))
     }
 
     /// Takes a step back, from the pair at its end.

@@ -87,7 +87,7 @@ fn solve(
         Times::Fixed(times) => (Some(Arc::from(times)), None),
         Times::Var(t) => (None, Some(t)),
     };
-    let op = OdeSolve { field, n_leaves: y0.len(), times: fixed, points, options: options.clone() };
+    let op = OdeSolve::new(field, y0.len(), fixed, points, options.clone());
     let inputs: Vec<&Var> = y0.iter().copied().chain(t).chain(params).collect();
     tape.apply_many(Box::new(op), &inputs)
 }

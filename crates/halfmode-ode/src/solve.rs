@@ -4,12 +4,14 @@ use crate::adaptive::Controller;
 use crate::adjoint::{Adjoint, Incoming};
 use crate::checkpoint::{Checkpoints, positions};
 use crate::leapfrog::Lattice;
-use crate::step::{Leaf, Needs, Span, State, Stepper};
-use crate::{Error, Field, OdeOptions, Result, StateSum, Steps};
+use crate::step::{Leaf, Linearised, Needs, Slope, Span, State, Stepper};
+use crate::{Error, Field, OdeOptions, Result, StateSum, Steps, Storage};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor};
+use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 
 pub(crate) const NAME: &str = "odeint";
@@ -33,13 +35,13 @@ pub enum Points {
 /// - outputs: the state at each time point asked for, one tensor after another, in the precision of sums
 ///
 /// # Saved for backward
-/// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`](crate::Storage)
-/// allows (roles `high` and `low`), or the last one and its velocity (roles `y` and `v`); parameters and times are shared. Stages are computed again, on a tape that lives for
+/// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`]
+/// allows (roles `high` and `low`), or all and the tapes of all stages, which the op itself keeps, or the last one and its velocity (roles `y` and `v`); parameters and times are shared. Stages are computed again, on a tape that lives for
 /// one step.
 ///
 /// # Errors
 /// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward
-/// [`Error::NonFiniteAdjoint`]; those of options that do not go together; with [`Storage::Reversible`](crate::Storage::Reversible)
+/// [`Error::NonFiniteAdjoint`]; those of options that do not go together; with [`Storage::Reversible`]
 /// [`Error::BeyondLattice`] and [`Error::Irreversible`].
 #[derive(Clone)]
 pub struct OdeSolve {
@@ -53,6 +55,8 @@ pub struct OdeSolve {
     pub points: Points,
     /// Method and precision.
     pub options: OdeOptions,
+    /// The tapes of the last forward pass, first step first, if they are kept.
+    tapes: Rc<RefCell<Vec<Linearised>>>,
 }
 
 impl fmt::Debug for OdeSolve {
@@ -86,6 +90,12 @@ fn times_of(t: &Tensor) -> Result<Vec<f64>> {
 type Split<'a> = (Vec<&'a Tensor>, Option<&'a Tensor>, Vec<Tensor>);
 
 impl OdeSolve {
+    /// The op for a state of `n_leaves` tensors; its fields say what the rest is.
+    #[must_use]
+    pub fn new(field: Field, n_leaves: usize, times: Option<Arc<[f64]>>, points: Points, options: OdeOptions) -> Self {
+        OdeSolve { field, n_leaves, times, points, options, tapes: Rc::default() }
+    }
+
     fn split<'a>(&self, inputs: &[&'a Tensor]) -> Result<Split<'a>> {
         let expected = self.n_leaves.max(1) + usize::from(self.times.is_none());
         if self.n_leaves == 0 || inputs.len() < expected {
@@ -137,13 +147,15 @@ impl OdeSolve {
         };
         let numels: Vec<usize> = y0.iter().map(|it| it.numel()).collect();
         let slots = self.options.storage.slots(&numels, &self.options.precision)?;
+        let full = self.options.storage == Storage::Full;
         let places = match (slots, &control) {
             (None, _) => None,
             (Some(slots), None) => Some(first_places(times.len() - 1, slots)),
             // How many steps there will be is not known yet: the way back begins with the first state alone.
             (Some(_), Some(_)) => Some(vec![0]),
         };
-        let mut outputs = Outputs::new();
+        let needs = Needs { params: true, time: t.is_some() };
+        let (mut outputs, mut tapes) = (Outputs::new(), Vec::new());
         let mut saved = Saved::new(NAME);
         let mut state = stepper.begin(&y0)?;
         let (mut grid, direction) = (vec![times[0]], (times[1] - times[0]).signum());
@@ -155,25 +167,41 @@ impl OdeSolve {
             while (target - from) * direction > 0.0 {
                 if cx.save {
                     match &places {
-                        None => {
+                        None if !full => {
                             for (idx, leaf) in state.iter().enumerate() {
                                 let stored = self.options.precision.leaf(idx).stored;
                                 saved = saved.share(cx, "y", &stepper.rounded(leaf, stored, Purpose::Saved)?);
                             }
                         }
-                        Some(places) if places.binary_search(&(grid.len() - 1)).is_ok() => {
+                        places if places.as_ref().is_none_or(|it| it.binary_search(&(grid.len() - 1)).is_ok()) => {
                             for leaf in stepper.kept(&state)? {
                                 saved = saved.share(cx, "high", &leaf.high);
                                 saved = leaf.low.iter().fold(saved, |saved, low| saved.share(cx, "low", low));
                             }
                         }
-                        Some(_) => {}
+                        _ => {}
                     }
                 }
                 let span = Span { from, to: target };
+                let at = (interval - 1, times.len() - 1);
                 let (span, next) = match &mut control {
-                    None => (span, advance(&stepper, &state, span, (interval - 1, times.len() - 1))?),
-                    Some(control) => control.next(&stepper, &state, span)?,
+                    None if full && cx.save => {
+                        let linearised = stepper.linearise(span, &state, needs)?;
+                        let next = advance(&stepper, &state, span, &linearised.slopes, at)?;
+                        tapes.push(linearised);
+                        (span, next)
+                    }
+                    None => {
+                        let slopes = stepper.slopes(span, &state, None)?;
+                        (span, advance(&stepper, &state, span, &slopes, at)?)
+                    }
+                    Some(control) => {
+                        let (span, next) = control.next(&stepper, &state, span)?;
+                        if full && cx.save {
+                            tapes.push(stepper.linearise(span, &state, needs)?);
+                        }
+                        (span, next)
+                    }
                 };
                 (from, state) = (span.to, next);
                 grid.push(from);
@@ -182,6 +210,7 @@ impl OdeSolve {
                 push_output(&stepper, &state, &mut outputs)?;
             }
         }
+        self.tapes.replace(tapes);
         self.options.record.note(|record| {
             record.n_steps = grid.len() - 1;
             record.grid.clone_from(&grid);
@@ -254,7 +283,10 @@ impl OdeSolve {
             let low = if matches!(parts, StateSum::Compensated(_)) { low.next() } else { None };
             Leaf { high, low }
         });
-        let kept: Vec<State> = leaves.collect::<Vec<Leaf>>().chunks(self.n_leaves).map(<[Leaf]>::to_vec).collect();
+        let mut kept: Vec<State> = leaves.collect::<Vec<Leaf>>().chunks(self.n_leaves).map(<[Leaf]>::to_vec).collect();
+        let mut tapes = self.tapes.take();
+        let full = self.options.storage == Storage::Full;
+        let mut all = if full { std::mem::take(&mut kept) } else { Vec::new() };
         let slots = self.options.storage.slots(&numels, &self.options.precision)?.unwrap_or(1);
         let places = if kept.len() > 1 { first_places(n_steps, slots) } else { vec![0] };
         let kept: Vec<(usize, State)> = places.into_iter().zip(kept).collect();
@@ -263,14 +295,13 @@ impl OdeSolve {
         let mut cotangent = |point: usize| self.take_cotangent(grads, incoming(point));
         for step in (0..n_steps).rev() {
             adjoint.add(Incoming { point: step + 1, cotangent: cotangent(step + 1) })?;
+            let missing = halfmode_autograd::Error::MissingRole { op: NAME, role: "y" };
             let state = match states.len().checked_sub(self.n_leaves) {
                 Some(first) => states.drain(first..).map(|high| Leaf { high, low: None }).collect(),
-                None => {
-                    let missing = halfmode_autograd::Error::MissingRole { op: NAME, role: "y" };
-                    stored(&stepper, &checkpoints.state(step)?.ok_or(missing)?)?
-                }
+                None if full => all.pop().ok_or(missing)?,
+                None => stored(&stepper, &checkpoints.state(step)?.ok_or(missing)?)?,
             };
-            adjoint.step(step, Span { from: grid[step], to: grid[step + 1] }, &state)?;
+            adjoint.step(step, Span { from: grid[step], to: grid[step + 1] }, &state, tapes.pop())?;
         }
         adjoint.add(Incoming { point: 0, cotangent: cotangent(0) })?;
         let (y0, t_grad, params) = adjoint.finish(&marks)?;
@@ -322,9 +353,14 @@ pub(crate) fn push_output(stepper: &Stepper<'_>, state: &State, outputs: &mut Ou
 }
 
 /// The state after a step, if it is finite.
-fn advance(stepper: &Stepper<'_>, state: &State, span: Span, (step, n_steps): (usize, usize)) -> Result<State> {
-    let slopes = stepper.slopes(span, state, None)?;
-    let next = stepper.advance(state, span.length(), &slopes)?;
+fn advance(
+    stepper: &Stepper<'_>,
+    state: &State,
+    span: Span,
+    slopes: &[Slope],
+    (step, n_steps): (usize, usize),
+) -> Result<State> {
+    let next = stepper.advance(state, span.length(), slopes)?;
     if next.iter().all(|leaf| stepper.is_finite(&leaf.high)) {
         Ok(next)
     } else {
