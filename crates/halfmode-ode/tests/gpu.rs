@@ -1,5 +1,5 @@
 //! Solves on a GPU against the same in double precision on the CPU, and against the CPU's own halves.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod common;
 
