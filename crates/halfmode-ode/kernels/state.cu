@@ -1,6 +1,6 @@
 // archs: sm_80 sm_90a
 // variants: S=f16,R=f16,T=f16,A=f32,N=4,BASE=0 S=f32,R=f16,T=f16,A=f32,N=3,BASE=1 S=f32,R=bf16,T=f32,A=f32,N=4,BASE=1
-//   S=f64,R=f64,T=f64,A=f64,N=2,BASE=1
+//   S=f64,R=f64,T=f64,A=f64,N=2,BASE=1 S=f64,R=f16,T=f64,A=f64,N=1,BASE=1
 //
 // What a solver does to whole states: sums over stages, time as one more channel, the largest value.
 #include "halfmode.cuh"
@@ -29,6 +29,17 @@ extern "C" __global__ void combine(const S* base, const R* t0, const R* t1, cons
                                    f64 f6, f64 f7, const f64* by, T* out, long long n) {
     Terms terms = {{t0, t1, t2, t3, t4, t5, t6, t7}, {A(f0), A(f1), A(f2), A(f3), A(f4), A(f5), A(f6), A(f7)}};
     combine_all(base, terms, by, out, n);
+}
+
+// sign base + round(factor term) on multiples of `spacing`, NaN beyond `most`. Both products round once or not at all, so
+// that a contracted sum has the same bits.
+extern "C" __global__ void lattice_sum(const S* base, const R* term, f64 sign, f64 factor, f64 spacing, f64 most, T* out,
+                                       long long n) {
+    for (long long i = grid_start(); i < n; i += grid_stride()) {
+        f64 sum = rint(factor * widen<f64>(term[i]) / spacing) * spacing;
+        if (BASE) sum += sign * widen<f64>(base[i]);
+        out[i] = narrow<T>(fabs(sum) <= most ? sum : f64(__longlong_as_double(0x7ff8000000000000ll)));
+    }
 }
 
 extern "C" __global__ void set(T* out, f64 value) { out[0] = narrow<T>(value); }

@@ -1,7 +1,7 @@
 //! The sweep back through the steps: adjoint, gradients and the scale between them.
 
 use crate::kernels::{StepKernels, SumFormats, max_abs};
-use crate::step::{Needs, Pullback, Span, State, Stepper};
+use crate::step::{Linearised, Needs, Pullback, Slope, Span, State, Stepper};
 use crate::{AdjointScaler, AdjointScaling, Error, PeerScaler, Result};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor};
@@ -26,19 +26,31 @@ pub(crate) struct Incoming {
     pub(crate) cotangent: Vec<Option<Tensor>>,
 }
 
+/// A product with a step's Jacobian that came through.
+pub(crate) struct Product {
+    /// What the cotangent was multiplied by.
+    pub(crate) scale: f64,
+    /// Of the scaled cotangent.
+    pub(crate) pullback: Pullback,
+    /// The slopes of the step's stages.
+    pub(crate) slopes: Vec<Slope>,
+    /// Products that overflowed before.
+    pub(crate) retries: u32,
+}
+
 /// What has been found so far on the way back.
 pub(crate) struct Adjoint<'a> {
-    stepper: &'a Stepper<'a>,
+    pub(crate) stepper: &'a Stepper<'a>,
     rule: Rule,
-    needs: Needs,
+    pub(crate) needs: Needs,
     /// The gradient by each tensor of the state at the point reached; `None`: zero.
-    a: Vec<Option<Tensor>>,
+    pub(crate) a: Vec<Option<Tensor>>,
     /// The shapes of these tensors.
     shapes: Vec<Shape>,
     /// Its largest value, where that is known.
     known: Option<f64>,
     params: Vec<Option<Tensor>>,
-    times: Vec<f64>,
+    pub(crate) times: Vec<f64>,
     n_steps: usize,
     /// Something was not finite under [`AdjointScaling::Safe`]: all gradients will be infinite.
     spoilt: bool,
@@ -83,7 +95,7 @@ impl<'a> Adjoint<'a> {
         }
     }
 
-    fn sums(&self, purpose: Purpose) -> SumFormats {
+    pub(crate) fn sums(&self, purpose: Purpose) -> SumFormats {
         let accumulate = self.stepper.precision.accumulate;
         SumFormats { sums: accumulate, to: accumulate, purpose }
     }
@@ -121,12 +133,12 @@ impl<'a> Adjoint<'a> {
         Ok(())
     }
 
-    /// The largest value of the adjoint, where the rule wants to know it. `None`: there is nothing to do in this step.
-    fn largest(&mut self, step: usize) -> Result<Option<f64>> {
+    /// The largest value of a cotangent, where the rule wants to know it. `None`: there is nothing to do in this step.
+    fn largest(&mut self, step: usize, cotangent: &[Option<Tensor>], known: Option<f64>) -> Result<Option<f64>> {
         if !self.rule.checks() {
             return Ok(Some(1.0));
         }
-        let largest = self.known.map_or_else(|| largest_of(&self.a), Ok)?;
+        let largest = known.map_or_else(|| largest_of(cotangent), Ok)?;
         if largest.is_finite() {
             return Ok(if largest > 0.0 || matches!(self.rule, Rule::Peer(_)) { Some(largest) } else { None });
         }
@@ -149,21 +161,45 @@ impl<'a> Adjoint<'a> {
         self.last_scale
     }
 
-    /// Passes through one step, from `state` at its beginning.
-    pub(crate) fn step(&mut self, step: usize, span: Span, state: &State) -> Result<()> {
-        if self.spoilt || self.a.iter().all(Option::is_none) {
-            return Ok(());
-        }
+    /// Passes through one step, from `state` at its beginning, with its tapes if they were kept.
+    pub(crate) fn step(&mut self, step: usize, span: Span, state: &State, kept: Option<Linearised>) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if self.stepper.device.as_cuda().is_some_and(|cuda| cuda.context().is_recording()) {
-            return self.recorded_step(step, span, state);
+        if let Rule::Dynamic(scaler) = &self.rule
+            && self.stepper.device.as_cuda().is_some_and(|cuda| cuda.context().is_recording())
+        {
+            let scaler = *scaler;
+            return self.recorded_step(&scaler, span, state);
         }
-        let Some(largest) = self.largest(step)? else { return Ok(()) };
+        let (a, known) = (self.a.clone(), self.known);
+        let Some(product) = self.product(step, span, (state, kept), (&a, known))? else { return Ok(()) };
+        drop(a);
+        let Product { scale, pullback, retries, .. } = product;
+        let h = span.length();
+        let (time, length, slope) = (pullback.time / scale, pullback.length / scale, pullback.slope / scale);
+        self.times[step] += h * (time - length) - slope;
+        self.times[step + 1] += h * length + slope;
+        self.add_product(h / scale, pullback)?;
+        self.grow(retries)
+    }
+
+    /// The product of the Jacobian of a step from `state`, transposed, with `cotangent`, whose largest value may be
+    /// known, in a scale that lets it through. `None`: it is zero, or everything is spoilt.
+    pub(crate) fn product(
+        &mut self,
+        step: usize,
+        span: Span,
+        (state, mut kept): (&State, Option<Linearised>),
+        (cotangent, known): (&[Option<Tensor>], Option<f64>),
+    ) -> Result<Option<Product>> {
+        if self.spoilt || cotangent.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let Some(largest) = self.largest(step, cotangent, known)? else { return Ok(None) };
         let (stepper, record) = (self.stepper, self.stepper.record);
         let mut attempts = 0;
-        let (scale, pullback) = loop {
+        let (scale, pullback, slopes) = loop {
             let scale = self.scale(largest);
-            let linearised = stepper.linearise(span, state, self.needs)?;
+            let linearised = kept.take().map_or_else(|| stepper.linearise(span, state, self.needs), Ok)?;
             let slopes = linearised.slopes.clone();
             let formats = self.sums(Purpose::Activation);
             let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
@@ -173,11 +209,11 @@ impl<'a> Adjoint<'a> {
                 };
                 a.as_ref().map(times).transpose()
             };
-            let scaled: Vec<Option<Tensor>> = self.a.iter().map(scaled).collect::<Result<_>>()?;
+            let scaled: Vec<Option<Tensor>> = cotangent.iter().map(scaled).collect::<Result<_>>()?;
             record.note(|record| record.n_vjps += 1);
             attempts += 1;
             if let Some(it) = stepper.pull_back(span, linearised, &scaled, self.needs, self.rule.checks())? {
-                break (scale, it);
+                break (scale, it, slopes);
             }
             // A velocity that is not finite is nothing that a smaller scale mends.
             if !slopes.iter().flatten().all(Tensor::all_finite) {
@@ -192,7 +228,7 @@ impl<'a> Adjoint<'a> {
                 Rule::Fixed(_) => false,
                 Rule::Safe => {
                     self.spoilt = true;
-                    return Ok(());
+                    return Ok(None);
                 }
             };
             if !again {
@@ -204,22 +240,18 @@ impl<'a> Adjoint<'a> {
             record.note(|record| record.scales.push(scale));
         }
         record.note(|record| record.most_tries = record.most_tries.max(attempts as usize));
-        self.accumulate(step, span.length(), scale, pullback)?;
-        self.grow(attempts - 1)
+        Ok(Some(Product { scale, pullback, slopes, retries: attempts - 1 }))
     }
 
-    /// As [`Adjoint::step`] while launches are recorded, where the host cannot know what became of a step: the device
+    /// As [`Adjoint::step`] with a scale that moves, while launches are recorded, where the host cannot know what became of a step: the device
     /// chooses the scale of each step by its adjoint, and what is not finite for all that arrives in the gradients.
     #[cfg(feature = "cuda")]
-    fn recorded_step(&mut self, step: usize, span: Span, state: &State) -> Result<()> {
+    fn recorded_step(&mut self, scaler: &AdjointScaler, span: Span, state: &State) -> Result<()> {
         use crate::state_cuda::{By, ChosenScale, combine};
         let stepper = self.stepper;
-        let (Rule::Dynamic(scaler), Some(cuda)) = (&self.rule, stepper.device.as_cuda()) else {
-            return self.unchecked_step(step, span, state);
-        };
-        let (target, bounds) = (scaler.target(), scaler.bounds());
+        let Some(cuda) = stepper.device.as_cuda() else { return Ok(()) };
         let adjoints: Vec<&Tensor> = self.a.iter().flatten().collect();
-        let chosen = ChosenScale::of(cuda, stepper.device, &adjoints, target, bounds)?;
+        let chosen = ChosenScale::of(cuda, stepper.device, &adjoints, scaler.target(), scaler.bounds())?;
         let formats = self.sums(Purpose::Activation);
         let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
             let by = Some(By::Scale(&chosen));
@@ -244,25 +276,9 @@ impl<'a> Adjoint<'a> {
         Ok(())
     }
 
-    /// A step with the scale as it is, unchecked.
-    #[cfg(feature = "cuda")]
-    fn unchecked_step(&mut self, step: usize, span: Span, state: &State) -> Result<()> {
-        let scale = self.scale(1.0);
-        let linearised = self.stepper.linearise(span, state, self.needs)?;
-        let formats = self.sums(Purpose::Activation);
-        let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
-            a.as_ref().map(|a| self.stepper.device.combine(None, &[(scale, a)], formats)).transpose()
-        };
-        let scaled: Vec<Option<Tensor>> = self.a.iter().map(scaled).collect::<Result<_>>()?;
-        match self.stepper.pull_back(span, linearised, &scaled, self.needs, false)? {
-            Some(pullback) => self.accumulate(step, span.length(), scale, pullback),
-            None => Ok(()),
-        }
-    }
-
-    /// `a += (h/S) v_y`, and so on.
-    fn accumulate(&mut self, step: usize, h: f64, scale: f64, pullback: Pullback) -> Result<()> {
-        let (device, factor) = (self.stepper.device, h / scale);
+    /// Adds `factor` times a product to the gradients by the state and the parameters.
+    pub(crate) fn add_product(&mut self, factor: f64, pullback: Pullback) -> Result<()> {
+        let device = self.stepper.device;
         let formats = self.sums(Purpose::Activation);
         for (leaf, a) in self.a.iter_mut().enumerate() {
             let stages = pullback.stages.iter().filter_map(|stage| stage[leaf].as_ref());
@@ -278,14 +294,11 @@ impl<'a> Adjoint<'a> {
             let Some(term) = term else { continue };
             *sum = Some(device.combine(sum.as_ref(), &[(factor, &term)], formats)?);
         }
-        let (time, length, slope) = (pullback.time / scale, pullback.length / scale, pullback.slope / scale);
-        self.times[step] += h * (time - length) - slope;
-        self.times[step + 1] += h * length + slope;
         Ok(())
     }
 
     /// Tells the rule how a step went.
-    fn grow(&mut self, retries: u32) -> Result<()> {
+    pub(crate) fn grow(&mut self, retries: u32) -> Result<()> {
         if !matches!(self.rule, Rule::Dynamic(_) | Rule::Peer(_)) {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 
 use crate::step::{Span, State, Stepper};
 use crate::{Error, OdePrecision, Result, StateSum};
+use halfmode_precision::Precision;
 
 /// Which states a solve keeps for its backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -9,11 +10,26 @@ pub enum Storage {
     /// The state before each step, in the precision `stored`.
     #[default]
     Trajectory,
+    /// The tapes of all stages, so that the way back computes no velocity again, and the state before each step, in the
+    /// precision of the running state, for a step whose scale overflows. The gradient is that of the forward steps
+    /// themselves: they are linearised where they were taken, before a state is rounded to `stored`. Where rounding
+    /// changes nothing, as in double precision, it has the same bits as the others.
+    Full,
     /// As many states as fit, in the precision of the running state; the others are computed again from these, in the
     /// order that repeats the fewest steps (binomial checkpointing). The gradient has the same bits.
     Budget {
         /// Bytes for states.
         bytes: usize,
+    },
+    /// The last state and its velocity alone, whatever the number of steps: the way back takes each step back, with the
+    /// same bits. It goes with [`Method::AsynchronousLeapfrog`](crate::Method::AsynchronousLeapfrog) and only with it.
+    ///
+    /// Both are f64 numbers, multiples of `2^-lattice_bits`, and so is what a step adds to them: sums are exact, and
+    /// subtracting undoes adding. States and velocities may be as large as `2^(52 - lattice_bits)`. The formats `state`
+    /// and `stored` of [`OdePrecision`] are not asked.
+    Reversible {
+        /// Binary digits behind the point, 1 to 51.
+        lattice_bits: u32,
     },
 }
 
@@ -22,13 +38,17 @@ pub enum Storage {
 pub struct StoragePlan {
     /// States that are kept at once, at most.
     pub n_states: usize,
-    /// Bytes of these; beside them lives what one step needs.
+    /// Bytes of these; beside them lives what one step needs, and with [`Storage::Full`] what the field saves in all steps:
+    /// the planning device prices that.
     pub peak_bytes: usize,
     /// Steps that the way back takes forward once more, to find states again.
     pub n_repeated: usize,
 }
 
 impl Storage {
+    /// [`Storage::Reversible`] in steps of 2^-32, 2e-10: states and velocities up to 2^20, 1e6.
+    pub const REVERSIBLE: Storage = Storage::Reversible { lattice_bits: 32 };
+
     /// What `n_steps` steps of a state of `numel` numbers need.
     ///
     /// # Errors
@@ -42,10 +62,18 @@ impl Storage {
     /// # Errors
     /// Those of [`Storage::plan`].
     pub fn plan_tuple(self, n_steps: usize, numels: &[usize], precision: &OdePrecision) -> Result<StoragePlan> {
+        if let Storage::Reversible { .. } = self {
+            let peak_bytes = 2 * Precision::F64.bytes() * numels.iter().sum::<usize>();
+            return Ok(StoragePlan { n_states: 1, peak_bytes, n_repeated: 0 });
+        }
         Ok(match self.slots(numels, precision)? {
             None => {
                 let stored = |(idx, numel): (usize, &usize)| numel * precision.leaf(idx).stored.bytes();
-                let peak_bytes = n_steps * numels.iter().enumerate().map(stored).sum::<usize>();
+                let state = match self {
+                    Storage::Full => state_bytes(numels, precision),
+                    _ => numels.iter().enumerate().map(stored).sum(),
+                };
+                let peak_bytes = n_steps * state;
                 StoragePlan { n_states: n_steps, peak_bytes, n_repeated: 0 }
             }
             Some(slots) => {

@@ -84,6 +84,41 @@ pub enum Error {
         /// One state.
         needs: usize,
     },
+    /// A method that is taken back, with a storage that is not for it, or the other way round.
+    #[error("{method} does not go with {storage}; use OdeOptions::reversible, or another of the two")]
+    Reversal {
+        /// The method.
+        method: &'static str,
+        /// The storage, or what else stands against it.
+        storage: &'static str,
+    },
+    /// A lattice that no f64 can hold.
+    #[error("lattice_bits is {lattice_bits}; an f64 has room for 1 to 51")]
+    Lattice {
+        /// Binary digits behind the point.
+        lattice_bits: u32,
+    },
+    /// A state or a velocity that steps cannot be taken back from.
+    #[error(
+        "the state or its velocity is not within {most:e} in step {step} of {n_steps}, near t = {time}; \
+             use fewer lattice_bits, or states of about 1"
+    )]
+    BeyondLattice {
+        /// The step, from 0.
+        step: usize,
+        /// Steps of the solve.
+        n_steps: usize,
+        /// Where the step begins.
+        time: f64,
+        /// The largest value that the lattice allows.
+        most: f64,
+    },
+    /// Taking the steps back did not lead to where they began.
+    #[error(
+        "the field gave other numbers on the way back, so its steps cannot be taken back; \
+             make it deterministic, or store states"
+    )]
+    Irreversible,
     /// Tolerances are not finite or negative.
     #[error("rtol {rtol} and atol {atol} must be finite and not negative")]
     Tolerance {

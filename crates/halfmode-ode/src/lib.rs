@@ -10,6 +10,7 @@ mod conv_node;
 mod error;
 mod field;
 mod kernels;
+mod leapfrog;
 mod mlp;
 #[cfg(feature = "cuda")]
 mod mlp_solve;

@@ -52,6 +52,13 @@ impl OdeOptions {
         OdeOptions { storage, ..self }
     }
 
+    /// The same with the asynchronous leapfrog, whose steps the way back takes back: memory does not grow with their
+    /// number. See [`Storage::Reversible`].
+    #[must_use]
+    pub fn reversible(self) -> Self {
+        OdeOptions { method: Method::AsynchronousLeapfrog, storage: Storage::REVERSIBLE, ..self }
+    }
+
     /// The same with another scale of the adjoint.
     #[must_use]
     pub fn scaling(self, scaling: AdjointScaling) -> Self {
@@ -80,7 +87,7 @@ fn solve(
         Times::Fixed(times) => (Some(Arc::from(times)), None),
         Times::Var(t) => (None, Some(t)),
     };
-    let op = OdeSolve { field, n_leaves: y0.len(), times: fixed, points, options: options.clone() };
+    let op = OdeSolve::new(field, y0.len(), fixed, points, options.clone());
     let inputs: Vec<&Var> = y0.iter().copied().chain(t).chain(params).collect();
     tape.apply_many(Box::new(op), &inputs)
 }

@@ -3,15 +3,18 @@
 use crate::adaptive::Controller;
 use crate::adjoint::{Adjoint, Incoming};
 use crate::checkpoint::{Checkpoints, positions};
-use crate::step::{Leaf, Needs, Span, State, Stepper};
-use crate::{Error, Field, OdeOptions, Result, StateSum, Steps};
+use crate::leapfrog::Lattice;
+use crate::step::{Leaf, Linearised, Needs, Slope, Span, State, Stepper};
+use crate::{Error, Field, OdeOptions, Result, StateSum, Steps, Storage};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor};
+use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 
-const NAME: &str = "odeint";
+pub(crate) const NAME: &str = "odeint";
 
 /// Which time points a solve returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +35,14 @@ pub enum Points {
 /// - outputs: the state at each time point asked for, one tensor after another, in the precision of sums
 ///
 /// # Saved for backward
-/// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`](crate::Storage)
-/// allows (roles `high` and `low`); parameters and times are shared. Stages are computed again, on a tape that lives for
+/// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`]
+/// allows (roles `high` and `low`), or all and the tapes of all stages, which the op itself keeps, or the last one and its velocity (roles `y` and `v`); parameters and times are shared. Stages are computed again, on a tape that lives for
 /// one step.
 ///
 /// # Errors
-/// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward [`Error::NonFiniteAdjoint`].
+/// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward
+/// [`Error::NonFiniteAdjoint`]; those of options that do not go together; with [`Storage::Reversible`]
+/// [`Error::BeyondLattice`] and [`Error::Irreversible`].
 #[derive(Clone)]
 pub struct OdeSolve {
     /// The right-hand side.
@@ -50,6 +55,8 @@ pub struct OdeSolve {
     pub points: Points,
     /// Method and precision.
     pub options: OdeOptions,
+    /// The tapes of the last forward pass, first step first, if they are kept.
+    tapes: Rc<RefCell<Vec<Linearised>>>,
 }
 
 impl fmt::Debug for OdeSolve {
@@ -83,6 +90,12 @@ fn times_of(t: &Tensor) -> Result<Vec<f64>> {
 type Split<'a> = (Vec<&'a Tensor>, Option<&'a Tensor>, Vec<Tensor>);
 
 impl OdeSolve {
+    /// The op for a state of `n_leaves` tensors; its fields say what the rest is.
+    #[must_use]
+    pub fn new(field: Field, n_leaves: usize, times: Option<Arc<[f64]>>, points: Points, options: OdeOptions) -> Self {
+        OdeSolve { field, n_leaves, times, points, options, tapes: Rc::default() }
+    }
+
     fn split<'a>(&self, inputs: &[&'a Tensor]) -> Result<Split<'a>> {
         let expected = self.n_leaves.max(1) + usize::from(self.times.is_none());
         if self.n_leaves == 0 || inputs.len() < expected {
@@ -93,7 +106,7 @@ impl OdeSolve {
         Ok((y0.to_vec(), t.first().copied(), params.iter().map(|&it| it.clone()).collect()))
     }
 
-    fn times(&self, t: Option<&Tensor>) -> Result<Vec<f64>> {
+    pub(crate) fn times(&self, t: Option<&Tensor>) -> Result<Vec<f64>> {
         match (&self.times, t) {
             (Some(times), _) => Ok(times.to_vec()),
             (None, Some(t)) => times_of(t),
@@ -114,6 +127,9 @@ impl OdeSolve {
         }
         let times = self.times(t)?;
         check_times(&times)?;
+        if let Some(lattice) = Lattice::of(&self.options)? {
+            return self.run_reversible(cx, (&y0, t, &params), &times, lattice);
+        }
         #[cfg(feature = "cuda")]
         if let Some(solve) = crate::mlp_solve::MlpSolve::of(self, &cx.device, &params, &y0) {
             return solve.run(cx, y0[0], &times);
@@ -131,13 +147,15 @@ impl OdeSolve {
         };
         let numels: Vec<usize> = y0.iter().map(|it| it.numel()).collect();
         let slots = self.options.storage.slots(&numels, &self.options.precision)?;
+        let full = self.options.storage == Storage::Full;
         let places = match (slots, &control) {
             (None, _) => None,
             (Some(slots), None) => Some(first_places(times.len() - 1, slots)),
             // How many steps there will be is not known yet: the way back begins with the first state alone.
             (Some(_), Some(_)) => Some(vec![0]),
         };
-        let mut outputs = Outputs::new();
+        let needs = Needs { params: true, time: t.is_some() };
+        let (mut outputs, mut tapes) = (Outputs::new(), Vec::new());
         let mut saved = Saved::new(NAME);
         let mut state = stepper.begin(&y0)?;
         let (mut grid, direction) = (vec![times[0]], (times[1] - times[0]).signum());
@@ -149,25 +167,41 @@ impl OdeSolve {
             while (target - from) * direction > 0.0 {
                 if cx.save {
                     match &places {
-                        None => {
+                        None if !full => {
                             for (idx, leaf) in state.iter().enumerate() {
                                 let stored = self.options.precision.leaf(idx).stored;
                                 saved = saved.share(cx, "y", &stepper.rounded(leaf, stored, Purpose::Saved)?);
                             }
                         }
-                        Some(places) if places.binary_search(&(grid.len() - 1)).is_ok() => {
+                        places if places.as_ref().is_none_or(|it| it.binary_search(&(grid.len() - 1)).is_ok()) => {
                             for leaf in stepper.kept(&state)? {
                                 saved = saved.share(cx, "high", &leaf.high);
                                 saved = leaf.low.iter().fold(saved, |saved, low| saved.share(cx, "low", low));
                             }
                         }
-                        Some(_) => {}
+                        _ => {}
                     }
                 }
                 let span = Span { from, to: target };
+                let at = (interval - 1, times.len() - 1);
                 let (span, next) = match &mut control {
-                    None => (span, advance(&stepper, &state, span, (interval - 1, times.len() - 1))?),
-                    Some(control) => control.next(&stepper, &state, span)?,
+                    None if full && cx.save => {
+                        let linearised = stepper.linearise(span, &state, needs)?;
+                        let next = advance(&stepper, &state, span, &linearised.slopes, at)?;
+                        tapes.push(linearised);
+                        (span, next)
+                    }
+                    None => {
+                        let slopes = stepper.slopes(span, &state, None)?;
+                        (span, advance(&stepper, &state, span, &slopes, at)?)
+                    }
+                    Some(control) => {
+                        let (span, next) = control.next(&stepper, &state, span)?;
+                        if full && cx.save {
+                            tapes.push(stepper.linearise(span, &state, needs)?);
+                        }
+                        (span, next)
+                    }
                 };
                 (from, state) = (span.to, next);
                 grid.push(from);
@@ -176,6 +210,7 @@ impl OdeSolve {
                 push_output(&stepper, &state, &mut outputs)?;
             }
         }
+        self.tapes.replace(tapes);
         self.options.record.note(|record| {
             record.n_steps = grid.len() - 1;
             record.grid.clone_from(&grid);
@@ -202,7 +237,11 @@ impl OdeSolve {
     ) -> Result<Vec<Option<Tensor>>> {
         let t = if self.times.is_none() { Some(saved.take("t")?) } else { None };
         let times = self.times(t.as_ref())?;
-        let (params, mut states) = (saved.take_all("param"), saved.take_all("y"));
+        let params = saved.take_all("param");
+        if let Some(lattice) = Lattice::of(&self.options)? {
+            return self.pull_back_reversible(cx, saved, (t, &params), &times, (grads, needs), lattice);
+        }
+        let mut states = saved.take_all("y");
         #[cfg(feature = "cuda")]
         {
             if let Some(kept) = saved.take_all("points").pop() {
@@ -244,32 +283,39 @@ impl OdeSolve {
             let low = if matches!(parts, StateSum::Compensated(_)) { low.next() } else { None };
             Leaf { high, low }
         });
-        let kept: Vec<State> = leaves.collect::<Vec<Leaf>>().chunks(self.n_leaves).map(<[Leaf]>::to_vec).collect();
+        let mut kept: Vec<State> = leaves.collect::<Vec<Leaf>>().chunks(self.n_leaves).map(<[Leaf]>::to_vec).collect();
+        let mut tapes = self.tapes.take();
+        let full = self.options.storage == Storage::Full;
+        let mut all = if full { std::mem::take(&mut kept) } else { Vec::new() };
         let slots = self.options.storage.slots(&numels, &self.options.precision)?.unwrap_or(1);
         let places = if kept.len() > 1 { first_places(n_steps, slots) } else { vec![0] };
         let kept: Vec<(usize, State)> = places.into_iter().zip(kept).collect();
         let mut checkpoints = Checkpoints { stepper: &stepper, grid: &grid, slots, kept };
         let mut adjoint = Adjoint::new(&stepper, &self.options.scaling, needs, (grid.len(), shapes));
-        let mut cotangent = |point: usize| -> Vec<Option<Tensor>> {
-            let first = incoming(point).map(|idx| idx * self.n_leaves);
-            let leaf = |leaf: usize| grads.get_mut(first? + leaf)?.take();
-            (0..self.n_leaves).map(leaf).collect()
-        };
+        let mut cotangent = |point: usize| self.take_cotangent(grads, incoming(point));
         for step in (0..n_steps).rev() {
             adjoint.add(Incoming { point: step + 1, cotangent: cotangent(step + 1) })?;
+            let missing = halfmode_autograd::Error::MissingRole { op: NAME, role: "y" };
             let state = match states.len().checked_sub(self.n_leaves) {
                 Some(first) => states.drain(first..).map(|high| Leaf { high, low: None }).collect(),
-                None => {
-                    let missing = halfmode_autograd::Error::MissingRole { op: NAME, role: "y" };
-                    stored(&stepper, &checkpoints.state(step)?.ok_or(missing)?)?
-                }
+                None if full => all.pop().ok_or(missing)?,
+                None => stored(&stepper, &checkpoints.state(step)?.ok_or(missing)?)?,
             };
-            adjoint.step(step, Span { from: grid[step], to: grid[step + 1] }, &state)?;
+            adjoint.step(step, Span { from: grid[step], to: grid[step + 1] }, &state, tapes.pop())?;
         }
         adjoint.add(Incoming { point: 0, cotangent: cotangent(0) })?;
         let (y0, t_grad, params) = adjoint.finish(&marks)?;
         let t_grad = t.is_some().then_some(t_grad);
         Ok(y0.into_iter().chain(t_grad).chain(params).collect())
+    }
+}
+
+impl OdeSolve {
+    /// The gradients by an output, one for each tensor of the state.
+    pub(crate) fn take_cotangent(&self, grads: &mut [Option<Tensor>], output: Option<usize>) -> Vec<Option<Tensor>> {
+        let first = output.map(|idx| idx * self.n_leaves);
+        let leaf = |leaf: usize| grads.get_mut(first? + leaf)?.take();
+        (0..self.n_leaves).map(leaf).collect()
     }
 }
 
@@ -299,7 +345,7 @@ fn stored(stepper: &Stepper<'_>, state: &State) -> Result<State> {
 }
 
 /// Appends the state to the outputs, in the precision of sums.
-fn push_output(stepper: &Stepper<'_>, state: &State, outputs: &mut Outputs) -> Result<()> {
+pub(crate) fn push_output(stepper: &Stepper<'_>, state: &State, outputs: &mut Outputs) -> Result<()> {
     for leaf in state {
         outputs.push(stepper.rounded(leaf, stepper.precision.accumulate, Purpose::Activation)?);
     }
@@ -307,9 +353,14 @@ fn push_output(stepper: &Stepper<'_>, state: &State, outputs: &mut Outputs) -> R
 }
 
 /// The state after a step, if it is finite.
-fn advance(stepper: &Stepper<'_>, state: &State, span: Span, (step, n_steps): (usize, usize)) -> Result<State> {
-    let slopes = stepper.slopes(span, state, None)?;
-    let next = stepper.advance(state, span.length(), &slopes)?;
+fn advance(
+    stepper: &Stepper<'_>,
+    state: &State,
+    span: Span,
+    slopes: &[Slope],
+    (step, n_steps): (usize, usize),
+) -> Result<State> {
+    let next = stepper.advance(state, span.length(), slopes)?;
     if next.iter().all(|leaf| stepper.is_finite(&leaf.high)) {
         Ok(next)
     } else {

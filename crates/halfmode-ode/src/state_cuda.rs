@@ -100,6 +100,20 @@ pub(crate) fn combine(
     Ok(out)
 }
 
+/// See `LatticeSum` of the leapfrog: `[sign, factor, spacing, most]`.
+pub(crate) fn lattice_sum(base: Option<&Tensor>, term: &Tensor, numbers: [f64; 4]) -> Result<Tensor> {
+    let device = term.device();
+    let mut out = device.alloc_unwritten(term.shape().clone(), DType::real(Precision::F64), Purpose::Activation)?;
+    let Some(cuda) = device.as_cuda() else { return Ok(out) };
+    let mut defines = defines(Precision::F64, term.precision(), Precision::F64).to_vec();
+    defines.extend([define("N", 1), define("BASE", i32::from(base.is_some()))]);
+    let mut args = vec![base.map_or(Ok(Arg::Null), Tensor::input)?, term.input()?];
+    args.extend(numbers.map(Arg::F64));
+    args.extend([out.output()?, count(term.numel())]);
+    cuda.launch(KERNELS, &defines, "lattice_sum", cuda.grid(term.numel()), &args)?;
+    Ok(out)
+}
+
 /// Largest absolute value in single precision; infinite if a value is not finite.
 pub(crate) fn largest(cuda: &CudaDevice, x: &Tensor) -> Result<f64> {
     let mut most = x.device().alloc([1], DType::real(Precision::F32), Purpose::Workspace)?;

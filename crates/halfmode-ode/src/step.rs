@@ -58,6 +58,8 @@ pub(crate) struct Needs {
 /// A step's stages, each with the tape that made its slope.
 pub(crate) struct Linearised {
     pub(crate) slopes: Vec<Slope>,
+    /// What the tapes find gradients for.
+    needs: Needs,
     stages: Vec<(Tape, Vec<Var>)>,
 }
 
@@ -76,24 +78,29 @@ pub(crate) struct Pullback {
 }
 
 /// `sum over l of a_l b_l`, `None` for zero.
-fn dots(a: &[Option<Tensor>], b: &[Tensor]) -> Result<f64> {
+pub(crate) fn dots(a: &[Option<Tensor>], b: &[Tensor]) -> Result<f64> {
     let pairs = a.iter().zip(b).filter_map(|(a, b)| Some((a.as_ref()?, b)));
     pairs.map(|(a, b)| dot(a, b)).sum()
 }
 
 impl Stepper<'_> {
-    fn sums(&self, to: Precision) -> SumFormats {
+    pub(crate) fn sums(&self, to: Precision) -> SumFormats {
         SumFormats::new(self.precision.accumulate, to)
     }
 
     /// Whether a tensor is finite. While a step is recorded on a GPU the host cannot know: what is not finite arrives in
     /// the outputs and gradients, where a guarded optimiser finds it.
     pub(crate) fn is_finite(&self, x: &Tensor) -> bool {
+        !self.may_wait() || x.all_finite()
+    }
+
+    /// Whether the host may look at values now: not while a step is recorded.
+    pub(crate) fn may_wait(&self) -> bool {
         #[cfg(feature = "cuda")]
         if self.device.as_cuda().is_some_and(|cuda| cuda.context().is_recording()) {
-            return true;
+            return false;
         }
-        x.all_finite()
+        true
     }
 
     fn cx(&self, save: bool) -> Cx {
@@ -220,7 +227,7 @@ impl Stepper<'_> {
 
     /// The stages of a step from `state`, recorded.
     pub(crate) fn linearise(&self, span: Span, state: &State, needs: Needs) -> Result<Linearised> {
-        let mut out = Linearised { slopes: Vec::new(), stages: Vec::new() };
+        let mut out = Linearised { slopes: Vec::new(), needs, stages: Vec::new() };
         for &node in self.tableau.c.iter().take(self.tableau.n_weighted()) {
             let mut tape = Tape::new(self.cx(true));
             let (y, t) = (self.stage_input(state, span.length(), &out.slopes)?, self.time(span.at(node))?);
@@ -251,7 +258,8 @@ impl Stepper<'_> {
         check: bool,
     ) -> Result<Option<Pullback>> {
         let (tableau, h, sums) = (self.tableau, span.length(), self.precision.accumulate);
-        let Linearised { slopes, mut stages } = linearised;
+        // A tape made before it was known what is wanted finds more gradients.
+        let Linearised { slopes, needs: found, mut stages } = linearised;
         let n_leaves = cotangent.len();
         let mut inputs: Vec<Vec<Option<Tensor>>> = vec![vec![None; n_leaves]; slopes.len()];
         let mut params: Vec<Option<Tensor>> = vec![None; self.params.len()];
@@ -278,7 +286,7 @@ impl Stepper<'_> {
                 continue;
             }
             let mut grads: Vec<Option<Tensor>> = vec![None; n_leaves + 1 + self.params.len()];
-            let first_param = n_leaves + usize::from(needs.time);
+            let first_param = n_leaves + usize::from(found.time);
             tape.backward_from(seeds, &mut |LeafId(idx), grad| {
                 let slot = if idx < first_param { idx } else { idx - first_param + n_leaves + 1 };
                 grads[slot] = Some(grad);
@@ -290,13 +298,14 @@ impl Stepper<'_> {
                 return Ok(None);
             }
             if let Some(grad) = grads.next().flatten()
+                && needs.time
                 && self.device.launches()
             {
                 let tau: f64 = grad.to_vec::<f64>()?.iter().sum();
                 time += tau;
                 length += tableau.c[j] * tau;
             }
-            for (sum, grad) in params.iter_mut().zip(grads) {
+            for (sum, grad) in params.iter_mut().zip(grads).filter(|_| needs.params) {
                 let Some(grad) = grad else { continue };
                 *sum = Some(match sum.take() {
                     None => grad.cast(sums, Purpose::Grad)?,

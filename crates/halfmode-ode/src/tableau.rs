@@ -66,12 +66,20 @@ pub enum Method {
     DormandPrince54,
     /// Tsitouras' pair of orders 5 and 4.
     Tsitouras54,
+    /// The asynchronous leapfrog, order 2, one velocity in a step: `y_h = y + h/2 v`, `v' = 2 f(t + h/2, y_h) - v`,
+    /// `y' = y_h + h/2 v'`, from `v = f(t_0, y_0)`. Its steps can be taken back, so it goes with
+    /// [`Storage::Reversible`](crate::Storage::Reversible) and only with it. Like other leapfrogs it does not damp: beside the solution
+    /// of `y' = -k y` a part grows like `e^(k t)`, so it is for times of a few `1/k` at most.
+    AsynchronousLeapfrog,
 }
 
-const EULER: Tableau = Tableau { name: "euler", order: 1, a: &[&[]], b: &[1.0], c: &[0.0], embedded: None };
+pub(crate) const EULER: Tableau = Tableau { name: "euler", order: 1, a: &[&[]], b: &[1.0], c: &[0.0], embedded: None };
 
 const MIDPOINT: Tableau =
     Tableau { name: "midpoint", order: 2, a: &[&[], &[0.5]], b: &[0.0, 1.0], c: &[0.0, 0.5], embedded: None };
+
+/// Of the first step, which is the midpoint rule's: `v` is the slope at its beginning.
+const LEAPFROG: Tableau = Tableau { name: "asynchronous leapfrog", ..MIDPOINT };
 
 const HEUN: Tableau =
     Tableau { name: "heun", order: 2, a: &[&[], &[1.0]], b: &[0.5, 0.5], c: &[0.0, 1.0], embedded: None };
@@ -154,10 +162,10 @@ const TSITOURAS: Tableau = Tableau {
 };
 
 impl Method {
-    /// All methods.
+    /// The Runge-Kutta methods without an error estimate.
     pub const ALL: [Method; 5] = [Method::Euler, Method::Midpoint, Method::Heun, Method::Rk4, Method::Rk4ThreeEighths];
 
-    /// Its coefficients.
+    /// Its coefficients; of the asynchronous leapfrog, which is no Runge-Kutta method, those of the first step.
     #[must_use]
     pub const fn tableau(self) -> &'static Tableau {
         match self {
@@ -169,6 +177,7 @@ impl Method {
             Method::BogackiShampine32 => &BOGACKI_SHAMPINE,
             Method::DormandPrince54 => &DORMAND_PRINCE,
             Method::Tsitouras54 => &TSITOURAS,
+            Method::AsynchronousLeapfrog => &LEAPFROG,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Solves on a GPU against the same in double precision on the CPU, and against the CPU's own halves.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod common;
 
@@ -140,6 +140,19 @@ fn layer_by_layer_on_a_gpu() {
         let stored = plain(&problem).solve(&gpu, &mixed(format), LAST, &square).unwrap();
         let found = plain(&problem).solve(&gpu, &budget, LAST, &square).unwrap();
         assert_eq!((stored.grad_y0, stored.grad_params), (found.grad_y0, found.grad_params), "{format}");
+    }
+}
+
+/// Steps are taken back on a GPU as on the CPU: the solve checks that it came back to where it began.
+#[test]
+fn steps_are_taken_back_on_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    let cpu = Device::cpu(2).unwrap();
+    let problem = plain(&perceptron((5, 24, 2, 17), TimeInput::Concatenated, 200, 11));
+    let want = problem.solve(&cpu, &double().reversible(), ALL, &square).unwrap();
+    for (options, most) in [(double(), 1e-8), (mixed(Precision::F16), 1.5e-3), (mixed(Precision::Bf16), 1e-2)] {
+        let found = errors(&problem.solve(&gpu, &options.reversible(), ALL, &square).unwrap(), &want);
+        assert!(found.iter().all(|it| *it <= most), "{}", show(&found));
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{ALL_AND_TIME, Problem, Solution, double, on_one_thread, slope, tanh_problem};
+use common::{ALL_AND_TIME, Problem, Solution, double, on_one_thread, reversible, slope, tanh_problem};
 use halfmode_autograd::{Tape, Var};
 use halfmode_nn::{Gelu, Init, Linear, Module, ParamSpec};
 use halfmode_ode::{Autonomous, Method, MlpField, OdeOptions, VectorField};
@@ -74,7 +74,8 @@ fn small_mlp(shape: &[usize], times: Vec<f64>) -> Problem<MlpField> {
 #[test]
 fn gradients_are_those_of_finite_differences_for_every_method() {
     on_one_thread(|device| {
-        for method in Method::ALL {
+        let options = Method::ALL.into_iter().map(|it| double().method(it)).chain([reversible(double())]);
+        for options in options {
             for (shape, times) in [
                 (&[2][..], vec![0.0, 0.1, 0.4, 0.5]),
                 (&[5, 2], vec![1.0, 0.7, 0.6]),
@@ -82,7 +83,7 @@ fn gradients_are_those_of_finite_differences_for_every_method() {
             ] {
                 let problem = small_mlp(shape, times);
                 let cotangents = Rng::new(4).normals(problem.times.len() * problem.y0.1.len());
-                check(device, &problem, &double().method(method), &cotangents, &format!("{method:?} {shape:?}"));
+                check(device, &problem, &options, &cotangents, &format!("{:?} {shape:?}", options.method));
             }
         }
     });
@@ -92,13 +93,13 @@ fn gradients_are_those_of_finite_differences_for_every_method() {
 #[test]
 fn gradients_of_sixteen_steps_are_those_of_finite_differences() {
     on_one_thread(|device| {
-        for method in [Method::Euler, Method::Rk4] {
+        for options in [double().method(Method::Euler), double(), reversible(double())] {
             let mut problem = tanh_problem(16);
             // Its output bias is no parameter of the reference, but it has a gradient like the others.
             problem.params[3].1 = vec![0.1, -0.2];
             let mut cotangents = vec![0.0; 2 * 17];
             cotangents[32..].copy_from_slice(&[3.3, -1.4]);
-            check(device, &problem, &double().method(method), &cotangents, &format!("{method:?}"));
+            check(device, &problem, &options, &cotangents, &format!("{:?}", options.method));
         }
     });
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{LAST, Problem, double, linspace, on_one_thread, slope, tanh_problem};
+use common::{LAST, Problem, double, linspace, on_one_thread, reversible, slope, tanh_problem};
 use halfmode_autograd::{Tape, Var};
 use halfmode_nn::Linear;
 use halfmode_ode::{Method, VectorField};
@@ -41,11 +41,13 @@ fn exponential(a: &[f64], y: &[f64], t: f64, n_terms: usize) -> Vec<f64> {
 #[test]
 fn errors_fall_with_the_order_of_each_method() {
     on_one_thread(|device| {
-        for (method, ends) in Method::ALL.into_iter().flat_map(|it| [(it, (0.0, 1.0)), (it, (1.0, 0.0))]) {
+        let options = Method::ALL.into_iter().map(|it| double().method(it)).chain([reversible(double())]);
+        for (options, ends) in options.flat_map(|it| [(it.clone(), (0.0, 1.0)), (it, (1.0, 0.0))]) {
+            let method = options.method;
             let mut errors = Vec::new();
             for n in (3..=9).map(|k| 1 << k) {
                 let (problem, a) = linear(linspace(ends.0, ends.1, n));
-                let got = problem.solve(device, &double().method(method), LAST, &common::square).unwrap();
+                let got = problem.solve(device, &options, LAST, &common::square).unwrap();
                 let want = exponential(&a, &problem.y0.1, ends.1 - ends.0, 40);
                 errors.push((n, rel_l2(got.last(), &want)));
             }

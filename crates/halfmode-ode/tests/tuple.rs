@@ -4,7 +4,7 @@
 mod common;
 mod tuples;
 
-use common::{double, linspace, mixed, on_one_thread};
+use common::{double, linspace, mixed, on_one_thread, reversible};
 use halfmode_autograd::{Cx, LeafId, Result, Tape, Var};
 use halfmode_nn::{Add, ChannelBias, Linear, Tanh};
 use halfmode_ode::{
@@ -47,12 +47,13 @@ fn problem(batch: usize, times: Vec<f64>) -> Problem {
 #[test]
 fn gradients_of_a_tuple_are_those_of_finite_differences() {
     on_one_thread(|device| {
-        for (method, times) in [
-            (Method::Euler, linspace(0.0, 1.0, 16)),
-            (Method::Rk4, linspace(0.0, 1.0, 16)),
-            (Method::Rk4, vec![1.0, 0.7, 0.1]),
+        for (options, times) in [
+            (double().method(Method::Euler), linspace(0.0, 1.0, 16)),
+            (double(), linspace(0.0, 1.0, 16)),
+            (double(), vec![1.0, 0.7, 0.1]),
+            (reversible(double()), linspace(0.0, 1.0, 16)),
+            (reversible(double()), vec![1.0, 0.7, 0.1]),
         ] {
-            let options = double().method(method);
             let problem = problem(5, times);
             let cotangents = Rng::new(12).normals(problem.n_outputs());
             problem.check_differences(device, &Arc::new(coupled), (&options, 1e-7), &cotangents);

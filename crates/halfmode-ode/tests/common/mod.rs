@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "not every test uses all of it")]
 
 use halfmode_autograd::{Cx, LeafId, Result, Tape, Var};
-use halfmode_ode::{MlpField, OdeOptions, OdePrecision, Points, SolveRecord, TimeInput, Times, VectorField};
+use halfmode_ode::{MlpField, OdeOptions, OdePrecision, Points, SolveRecord, Storage, TimeInput, Times, VectorField};
 use halfmode_ode::{odeint, odeint_last};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -155,6 +155,11 @@ pub(crate) fn slope(points: &[(usize, f64)]) -> f64 {
 
 pub(crate) fn double() -> OdeOptions {
     OdeOptions::new(OdePrecision::double())
+}
+
+/// Steps that are taken back, on a lattice that finite differences do not see: states and velocities up to 32.
+pub(crate) fn reversible(options: OdeOptions) -> OdeOptions {
+    options.reversible().storage(Storage::Reversible { lattice_bits: 47 })
 }
 
 pub(crate) fn mixed(format: Precision) -> OdeOptions {
