@@ -1,11 +1,13 @@
 // archs: sm_80 sm_90a
-// variants: S=f16,R=f16,T=f16,A=f32,N=4,BASE=0 S=f32,R=f16,T=f16,A=f32,N=3,BASE=1 S=f32,R=bf16,T=f32,A=f32,N=4,BASE=1
-//   S=f64,R=f64,T=f64,A=f64,N=2,BASE=1 S=f64,R=f16,T=f64,A=f64,N=1,BASE=1
+// variants: S=f16,Q=f16,R=f16,T=f16,A=f32,N=4,BASE=0 S=f32,Q=f32,R=f16,T=f16,A=f32,N=3,BASE=1 S=f32,Q=bf16,R=bf16,T=f32,A=f32,N=4,BASE=1
+//   S=f64,Q=f64,R=f64,T=f64,A=f64,N=2,BASE=1 S=f64,Q=f16,R=f16,T=f64,A=f64,N=1,BASE=1
 //
 // What a solver does to whole states: sums over stages, time as one more channel, the largest value.
 #include "halfmode.cuh"
 
+// The first term may be of another type.
 struct Terms {
+    const Q* first;
     const R* at[8];
     A factor[8];
 };
@@ -15,7 +17,7 @@ struct Terms {
 __device__ __forceinline__ void combine_all(const S* base, const Terms& terms, const f64* by, T* out, long long n) {
     A times = by ? A(*by) : A(1);
     for (long long i = grid_start(); i < n; i += grid_stride()) {
-        A sum = terms.factor[0] * widen<A>(terms.at[0][i]);
+        A sum = terms.factor[0] * widen<A>(terms.first[i]);
 #pragma unroll
         for (int j = 1; j < N; ++j) sum += terms.factor[j] * widen<A>(terms.at[j][i]);
         if (by) sum *= times;
@@ -24,10 +26,10 @@ __device__ __forceinline__ void combine_all(const S* base, const Terms& terms, c
     }
 }
 
-extern "C" __global__ void combine(const S* base, const R* t0, const R* t1, const R* t2, const R* t3, const R* t4,
+extern "C" __global__ void combine(const S* base, const Q* t0, const R* t1, const R* t2, const R* t3, const R* t4,
                                    const R* t5, const R* t6, const R* t7, f64 f0, f64 f1, f64 f2, f64 f3, f64 f4, f64 f5,
                                    f64 f6, f64 f7, const f64* by, T* out, long long n) {
-    Terms terms = {{t0, t1, t2, t3, t4, t5, t6, t7}, {A(f0), A(f1), A(f2), A(f3), A(f4), A(f5), A(f6), A(f7)}};
+    Terms terms = {t0, {nullptr, t1, t2, t3, t4, t5, t6, t7}, {A(f0), A(f1), A(f2), A(f3), A(f4), A(f5), A(f6), A(f7)}};
     combine_all(base, terms, by, out, n);
 }
 

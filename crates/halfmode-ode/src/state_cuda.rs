@@ -12,19 +12,19 @@ const KERNELS: Source = Source { name: "state", text: include_str!("../kernels/s
 /// Terms that one launch sums.
 const TERMS: usize = 8;
 
-fn defines(from: Precision, term: Precision, to: Precision) -> [String; 4] {
+fn defines(from: Precision, term: Precision, to: Precision) -> [String; 5] {
     let accumulate = if [from, term, to].contains(&Precision::F64) { Precision::F64 } else { Precision::F32 };
-    [define("S", from), define("R", term), define("T", to), define("A", accumulate)]
+    [define("S", from), define("Q", term), define("R", term), define("T", to), define("A", accumulate)]
 }
 
-/// Whether one launch can form this sum.
+/// Whether one launch can form this sum: all terms but the first are of one format.
 pub(crate) fn combines(base: Option<&Tensor>, terms: &[(f64, &Tensor)], formats: SumFormats) -> bool {
-    let Some((_, first)) = terms.first() else { return false };
-    let precision = first.precision();
-    let wide = |it: Precision| it == Precision::F64;
-    let double = wide(formats.to) || wide(precision) || base.is_some_and(|it| wide(it.precision()));
+    let Some((_, last)) = terms.last() else { return false };
+    let alike = terms.iter().skip(1).all(|it| it.1.precision() == last.precision());
+    let mut all = terms.iter().map(|it| it.1).chain(base).map(Tensor::precision);
+    let double = formats.to == Precision::F64 || all.any(|it| it == Precision::F64);
     let sums = if double { Precision::F64 } else { Precision::F32 };
-    terms.len() <= TERMS && terms.iter().all(|it| it.1.precision() == precision) && sums == formats.sums
+    terms.len() <= TERMS && alike && sums == formats.sums
 }
 
 /// A factor that only the device knows.
@@ -88,7 +88,11 @@ pub(crate) fn combine(
     let n = first.numel();
     let mut out = device.alloc_unwritten(first.shape().clone(), DType::real(formats.to), formats.purpose)?;
     let Some(cuda) = device.as_cuda() else { return Ok(out) };
-    let mut defines = defines(base.unwrap_or(first).precision(), first.precision(), formats.to).to_vec();
+    let last = terms.last().map_or(first, |it| it.1);
+    let types =
+        [("S", base.unwrap_or(first)), ("Q", first), ("R", last)].map(|(name, it)| define(name, it.precision()));
+    let mut defines = types.to_vec();
+    defines.extend([define("T", formats.to), define("A", formats.sums)]);
     defines.extend([define("N", terms.len()), define("BASE", i32::from(base.is_some()))]);
     let mut args = vec![base.map_or(Ok(Arg::Null), Tensor::input)?];
     for idx in 0..TERMS {
