@@ -6,6 +6,10 @@ use crate::{AdjointScaler, AdjointScaling, Error, PeerScaler, Result};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor};
 
+/// What a target is multiplied by where nothing is tried again: room for a step that makes an adjoint 16 000 times larger.
+#[cfg(feature = "cuda")]
+const UNTRIED: f64 = 1.0 / 256.0;
+
 /// The rule of the scale, with what it remembers.
 enum Rule {
     Fixed(f64),
@@ -251,7 +255,7 @@ impl<'a> Adjoint<'a> {
         let stepper = self.stepper;
         let Some(cuda) = stepper.device.as_cuda() else { return Ok(()) };
         let adjoints: Vec<&Tensor> = self.a.iter().flatten().collect();
-        let chosen = ChosenScale::of(cuda, stepper.device, &adjoints, scaler.target(), scaler.bounds())?;
+        let chosen = ChosenScale::of(cuda, stepper.device, &adjoints, scaler.target() * UNTRIED, scaler.bounds())?;
         let formats = self.sums(Purpose::Activation);
         let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
             let by = Some(By::Scale(&chosen));

@@ -44,15 +44,18 @@ fn small_cotangents_do_not_underflow() {
     on_one_thread(|device| {
         let problem = tanh_problem(64);
         let theta = |options: &OdeOptions, e: i32| problem.solve(device, options, LAST, &small(e)).unwrap().theta();
+        // Layer by layer, so that every cotangent is stored: the perceptron in one pass rounds fewer of them.
+        let layers = problem.layer_by_layer();
+        let unscaled = |e: i32| layers.solve(device, &unscaled(Precision::F16), LAST, &small(e)).unwrap().theta();
         for e in (0..=28).step_by(4) {
             let want = theta(&double(), e);
             let scaled = rel_l2(&theta(&dynamic(), e), &want);
             assert!(scaled <= 2e-3, "2^-{e}: {scaled:.2e}");
-            let lost = rel_l2(&theta(&unscaled(Precision::F16), e), &want);
+            let lost = rel_l2(&unscaled(e), &want);
             let least = [(20, 1e-2), (24, 0.3), (28, 1.0)].into_iter().find(|it| it.0 == e).map_or(0.0, |it| it.1);
             assert!(lost >= least, "2^-{e}, unscaled: {lost:.2e}");
         }
-        assert!(theta(&unscaled(Precision::F16), 28).iter().all(|it| *it == 0.0));
+        assert!(unscaled(28).iter().all(|it| *it == 0.0));
     });
 }
 

@@ -165,3 +165,31 @@ pub(crate) fn reversible(options: OdeOptions) -> OdeOptions {
 pub(crate) fn mixed(format: Precision) -> OdeOptions {
     OdeOptions::new(OdePrecision::mixed(format))
 }
+
+/// A perceptron of small operations, which stores whatever lies between its layers.
+pub(crate) struct Layers(pub(crate) MlpField);
+
+impl VectorField for Layers {
+    fn velocity(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var> {
+        let mut x = match self.0.time {
+            TimeInput::None => y.clone(),
+            TimeInput::Concatenated => tape.apply(TimeChannel, &[y, t])?,
+        };
+        for (idx, layer) in params.chunks_exact(2).enumerate() {
+            if idx > 0 {
+                x = tape.apply(Tanh, &[&x])?;
+            }
+            x = tape.apply(Linear, &[&x, &layer[0]])?;
+            x = tape.apply(ChannelBias, &[&x, &layer[1]])?;
+        }
+        Ok(x)
+    }
+}
+
+impl Problem<MlpField> {
+    /// The same, layer by layer.
+    pub(crate) fn layer_by_layer(&self) -> Problem<Layers> {
+        let Problem { field, params, y0, times } = self.clone();
+        Problem { field: Arc::new(Layers((*field).clone())), params, y0, times }
+    }
+}
