@@ -33,11 +33,12 @@ pub enum Points {
 ///
 /// # Saved for backward
 /// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`](crate::Storage)
-/// allows (roles `high` and `low`); parameters and times are shared. Stages are computed again, on a tape that lives for
-/// one step.
+/// allows (roles `high` and `low`); parameters and times are shared. Stages are computed again, on a tape that lives
+/// for one step.
 ///
 /// # Errors
-/// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward [`Error::NonFiniteAdjoint`].
+/// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward
+/// [`Error::NonFiniteAdjoint`].
 #[derive(Clone)]
 pub struct OdeSolve {
     /// The right-hand side.
