@@ -173,7 +173,8 @@ impl Checkpoints<'_> {
 mod tests {
     use super::*;
 
-    /// Steps taken forward at least, for all of `n` and `c` up to a bound, by trying every place: the first sweep included.
+    /// Steps taken forward at least, for all of `n` and `c` up to a bound, by trying every place: the first sweep
+    /// included.
     fn least(n_max: usize, c_max: usize) -> Vec<Vec<usize>> {
         let mut cost: Vec<Vec<usize>> = vec![Vec::new(), (0..=n_max).map(|n| n * n.saturating_sub(1) / 2).collect()];
         for c in 2..=c_max {

@@ -6,7 +6,8 @@ use halfmode_nn::jets::{JetBias, JetConstant, JetDivergence, JetStart, JetTanh, 
 use halfmode_nn::{Linear, ParamSpec};
 use halfmode_tensor::Tensor;
 
-/// A field that takes jets (see [`halfmode_nn::jets`]): besides its velocity, it knows its derivatives in any direction.
+/// A field that takes jets (see [`halfmode_nn::jets`]): besides its velocity, it knows its derivatives in any
+/// direction.
 pub trait JetField: VectorField {
     /// Channels of the state, its last axis.
     fn channels(&self) -> usize;

@@ -35,9 +35,9 @@ pub enum Points {
 /// - outputs: the state at each time point asked for, one tensor after another, in the precision of sums
 ///
 /// # Saved for backward
-/// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`]
-/// allows (roles `high` and `low`), or all and the tapes of all stages, which the op itself keeps, or the last one and its velocity (roles `y` and `v`); parameters and times are shared. Stages are computed again, on a tape that lives for
-/// one step.
+/// The state before each step, in the precision `stored` (role `y`), or as many states as [`Storage`] allows (roles
+/// `high` and `low`), or all and the tapes of all stages, which the op itself keeps, or the last one and its velocity
+/// (roles `y` and `v`); parameters and times are shared. Stages are computed again, on a tape that lives for one step.
 ///
 /// # Errors
 /// [`Error::Times`], [`Error::Velocity`], [`Error::Leaves`], [`Error::NonFiniteVelocity`], and in backward

@@ -59,16 +59,16 @@ fn the_gained_log_density_is_that_of_the_map() {
             *cotangents.last_mut().unwrap() = 1.0;
             problem.solve(device, &flow, &double(), &cotangents).unwrap().outputs.pop().unwrap()
         };
-        let mut jacobian = [[0.0; 3]; 3];
-        for column in 0..3 {
+        // Its columns: the determinant is that of the transpose.
+        let jacobian: [[f64; 3]; 3] = std::array::from_fn(|column| {
             let shifted = |by: f64| {
                 let mut moved = problem.clone();
                 moved.leaves[0].1[column] += by;
                 last(&moved)[0].clone()
             };
             let (up, down) = (shifted(1e-5), shifted(-1e-5));
-            (0..3).for_each(|row| jacobian[row][column] = (up[row] - down[row]) / 2e-5);
-        }
+            std::array::from_fn(|row| (up[row] - down[row]) / 2e-5)
+        });
         let [a, b, c] = jacobian;
         let determinant = a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0])
             + a[2] * (b[0] * c[1] - b[1] * c[0]);

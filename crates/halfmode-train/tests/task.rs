@@ -124,8 +124,8 @@ fn spirals(preset: Preset, format: Precision) -> TaskConfig {
     config
 }
 
-/// Curves that were never seen are fitted much better than by the middle of the picture, in every format alike; and a plan
-/// is what a step takes.
+/// Curves that were never seen are fitted much better than by the middle of the picture, in every format alike; and a
+/// plan is what a step takes.
 #[test]
 fn a_latent_equation_fits_curves_that_it_never_saw() {
     let device = Device::cpu(2).unwrap();

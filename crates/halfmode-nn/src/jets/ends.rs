@@ -30,7 +30,8 @@ impl Tangents {
 /// The jet of a variable: its value, and the directions as tangents.
 ///
 /// # Shapes
-/// - input 0, `x`: `[…, c]`; input 1, the direction, in the shape of `x`: for [`Tangents::Given`] alone, without gradient
+/// - input 0, `x`: `[…, c]`; input 1, the direction, in the shape of `x`: for [`Tangents::Given`] alone, without
+///   gradient
 /// - output: `[1 + c, …, c]`, or `[2, …, c]`
 ///
 /// # Saved for backward

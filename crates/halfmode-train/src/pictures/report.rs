@@ -424,6 +424,7 @@ mod tests {
                     zero_shot: true,
                 },
             ],
+            metrics: vec![],
             facts: strings(&[(text, text)]),
             op_precision: OpPrecision {
                 sentence: "Rounding is below discretisation.".to_owned(),

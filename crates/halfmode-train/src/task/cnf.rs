@@ -14,8 +14,8 @@ use halfmode_precision::{Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use std::sync::Arc;
 
-/// A flow between a toy density at time 1 and the standard normal one at time 0, fitted by maximum likelihood. The state
-/// is `(z, log p)`; the log-density is kept in the precision of sums.
+/// A flow between a toy density at time 1 and the standard normal one at time 0, fitted by maximum likelihood. The
+/// state is `(z, log p)`; the log-density is kept in the precision of sums.
 #[derive(Debug)]
 pub struct CnfTask {
     field: Arc<PlanarField>,

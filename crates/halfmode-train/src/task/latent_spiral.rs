@@ -77,8 +77,8 @@ impl LatentSpiralTask {
         numbers.map(|number| self.spirals.curve(self.seed, number)).collect()
     }
 
-    /// Observations `[curves, 2 n_points]`, and where each curve is at the first `n` times, `[curves, 2]` each; either what
-    /// was seen there or the curve itself.
+    /// Observations `[curves, 2 n_points]`, and where each curve is at the first `n` times, `[curves, 2]` each; either
+    /// what was seen there or the curve itself.
     fn tensors(
         device: &Device,
         curves: &[Spiral],

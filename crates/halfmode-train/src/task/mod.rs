@@ -1,10 +1,10 @@
 //! Jobs that are no operators on fields: each kind is a [`Task`], and one trainer, one run directory and one report
 //! serve them all.
 //!
-//! A new kind is a file here with an implementation of [`Task`]; a variant of [`TaskModel`] (and of [`TaskData`], if its
-//! samples are of a new sort) with the keys that users type, and its name in [`TaskModel::KINDS`] or [`TaskData::KINDS`];
-//! a preset in [`TaskConfig::preset`] with its name in [`PRESETS`]; and an arm in [`build`]. The command line,
-//! checkpoints, `--resume`, planning, `bench step` and the report need nothing more.
+//! A new kind is a file here with an implementation of [`Task`]; a variant of [`TaskModel`] (and of [`TaskData`], if
+//! its samples are of a new sort) with the keys that users type, and its name in [`TaskModel::KINDS`] or
+//! [`TaskData::KINDS`]; a preset in [`TaskConfig::preset`] with its name in [`PRESETS`]; and an arm in [`build`]. The
+//! command line, checkpoints, `--resume`, planning, `bench step` and the report need nothing more.
 
 mod classifier;
 mod cnf;
