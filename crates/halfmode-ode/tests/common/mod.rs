@@ -2,8 +2,9 @@
 #![allow(dead_code, reason = "not every test uses all of it")]
 
 use halfmode_autograd::{Cx, LeafId, Result, Tape, Var};
+use halfmode_nn::{ChannelBias, Linear, Tanh};
 use halfmode_ode::{MlpField, OdeOptions, OdePrecision, Points, SolveRecord, Storage, TimeInput, Times, VectorField};
-use halfmode_ode::{odeint, odeint_last};
+use halfmode_ode::{TimeChannel, odeint, odeint_last};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::Golden;
