@@ -105,9 +105,7 @@ impl<C> Loaded<C> {
     pub(crate) fn explain(&self, err: JobError) -> CliError {
         let key = config_key(&err).filter(|_| job_exit(&err) == Exit::Config);
         let Some(key) = key else {
-            let is_data = job_exit(&err) == Exit::Data;
-            let err = CliError::from(err);
-            return if is_data { err.or_help(self.origin.check()) } else { err };
+            return CliError::from(err);
         };
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         let what = match &err {
