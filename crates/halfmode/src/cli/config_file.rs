@@ -43,6 +43,8 @@ pub(crate) struct Loaded<C = JobConfig> {
     pub(crate) name: String,
     /// The run directory, if that was named.
     pub(crate) run_dir: Option<PathBuf>,
+    /// The command that helps where data are wrong, if data are read.
+    data_command: Option<String>,
     origin: Origin,
 }
 
@@ -105,9 +107,9 @@ impl<C> Loaded<C> {
     pub(crate) fn explain(&self, err: JobError) -> CliError {
         let key = config_key(&err).filter(|_| job_exit(&err) == Exit::Config);
         let Some(key) = key else {
-            let is_data = job_exit(&err) == Exit::Data;
+            let help = self.data_command.clone().filter(|_| job_exit(&err) == Exit::Data);
             let err = CliError::from(err);
-            return if is_data { err.or_help(self.origin.check()) } else { err };
+            return help.map_or_else(|| err.clone(), |help| err.clone().or_help(help));
         };
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         let what = match &err {
@@ -154,7 +156,9 @@ fn open(argument: &str) -> Result<(String, Option<PathBuf>, Origin), CliError> {
 
 /// Reads a preset, a file or a run directory's `config.toml`, and applies `--set` and `--seed`.
 pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliError> {
-    load_as(args, seed)
+    let loaded = load_as(args, seed)?;
+    let data_command = Some(loaded.data_help());
+    Ok(Loaded { data_command, ..loaded })
 }
 
 /// As [`load`], for a configuration of any sort.
@@ -171,7 +175,7 @@ pub(crate) fn load_as<C: DeserializeOwned>(args: &ConfigArgs, seed: Option<u64>)
     }
     spread_preset(&mut table);
     let config = table.clone().try_into::<C>().map_err(|err| origin.refuse::<C>(&table, err.message()))?;
-    Ok(Loaded { config, name, run_dir, origin })
+    Ok(Loaded { config, name, run_dir, data_command: None, origin })
 }
 
 /// The text of a configuration.
