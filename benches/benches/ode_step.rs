@@ -4,7 +4,7 @@
 use halfmode_autograd::{Cx, LeafId, Tape, Var};
 use halfmode_benches::{Bench, noise};
 use halfmode_nn::{Module, Params, Subtract};
-use halfmode_ode::{ConvNode, MlpField, OdeOptions, OdePrecision, TimeInput, Times, VectorField, odeint_last};
+use halfmode_ode::{ConvNode, MlpField, OdeOptions, OdePrecision, Storage, TimeInput, Times, VectorField, odeint_last};
 use halfmode_precision::{Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_train::{AdamW, AdamWConfig, AdamWKind, CrossEntropy, Reduction};
@@ -80,6 +80,8 @@ fn mlp(device: &Device, policy: &Arc<PrecisionPolicy>) -> impl FnMut() {
         device.run(|| {
             weights.step(&device, |tape, leaves| {
                 let options = OdeOptions::new(OdePrecision::new((*policy).clone()));
+                // In f32 all tapes are kept, as the faster peer does it; in half each step is computed again.
+                let options = if policy.saved.is_half() { options } else { options.storage(Storage::Full) };
                 let (y0, target) = (tape.constant(x.clone()), tape.constant(target.clone()));
                 let field = Arc::new(field.clone());
                 let y = odeint_last(tape, &field, &y0, Times::Fixed(&times), leaves, &options).unwrap();

@@ -72,8 +72,10 @@ fn the_classifier_in_every_precision_on_a_gpu() {
             println!("{text}");
             let allowed = match precision {
                 Precision::F64 => [1e-10; 2],
-                Precision::F32 => on_cpu.map(|it| 1e-5f64.max(2.0 * it)),
-                _ => on_cpu.map(|it| 2.0 * it),
+                // Norms of channels that hardly vary make roundings a few thousand times larger; sums are formed in another
+                // order here, so that the two errors are two draws.
+                Precision::F32 => on_cpu.map(|it| 1e-5f64.max(4.0 * it)),
+                _ => on_cpu.map(|it| 4.0 * it),
             };
             assert!(on_gpu.iter().zip(allowed).all(|(got, allowed)| *got <= allowed), "{text}");
             let again = run(&gpu, &node, precision).0;
