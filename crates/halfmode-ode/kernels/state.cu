@@ -12,18 +12,37 @@ struct Terms {
     A factor[8];
 };
 
-// base + by * sum_j factor_j term_j: the sum first, then one addition, in A, rounded once. `by` is a power of two that only
-// the device knows.
+// `Count` neighbouring sums base + by * sum_j factor_j term_j: the sum over j first, then one addition, in A, rounded once.
+// All that is read is on its way before anything is summed.
+template <int Count>
+__device__ __forceinline__ void combine_some(const S* base, const Terms& terms, const f64* by, A times, T* out, long long i) {
+    Pack<Q, Count> first = reinterpret_cast<const Pack<Q, Count>*>(terms.first)[i];
+    Pack<R, Count> others[N];
+#pragma unroll
+    for (int j = 1; j < N; ++j) others[j] = reinterpret_cast<const Pack<R, Count>*>(terms.at[j])[i];
+    Pack<S, Count> start;
+    if (BASE) start = reinterpret_cast<const Pack<S, Count>*>(base)[i];
+    Pack<T, Count> sums;
+#pragma unroll
+    for (int k = 0; k < Count; ++k) {
+        A sum = terms.factor[0] * widen<A>(first.at[k]);
+#pragma unroll
+        for (int j = 1; j < N; ++j) sum += terms.factor[j] * widen<A>(others[j].at[k]);
+        if (by) sum *= times;
+        if (BASE) sum += widen<A>(start.at[k]);
+        sums.at[k] = narrow<T>(sum);
+    }
+    reinterpret_cast<Pack<T, Count>*>(out)[i] = sums;
+}
+
+// `by` is a power of two that only the device knows.
 __device__ __forceinline__ void combine_all(const S* base, const Terms& terms, const f64* by, T* out, long long n) {
     A times = by ? A(*by) : A(1);
-    for (long long i = grid_start(); i < n; i += grid_stride()) {
-        A sum = terms.factor[0] * widen<A>(terms.first[i]);
-#pragma unroll
-        for (int j = 1; j < N; ++j) sum += terms.factor[j] * widen<A>(terms.at[j][i]);
-        if (by) sum *= times;
-        if (BASE) sum += widen<A>(base[i]);
-        out[i] = narrow<T>(sum);
-    }
+    constexpr int COUNT = sizeof(A) == 8 ? 2 : 4;
+    long long whole = n / COUNT;
+    for (long long i = grid_start(); i < whole; i += grid_stride()) combine_some<COUNT>(base, terms, by, times, out, i);
+    for (long long i = whole * COUNT + grid_start(); i < n; i += grid_stride())
+        combine_some<1>(base, terms, by, times, out, i);
 }
 
 extern "C" __global__ void combine(const S* base, const Q* t0, const R* t1, const R* t2, const R* t3, const R* t4,

@@ -100,7 +100,7 @@ pub(crate) fn combine(
     }
     args.extend((0..TERMS).map(|idx| Arg::F64(terms.get(idx).map_or(0.0, |it| it.0))));
     args.extend([by.map_or(Ok(Arg::Null), By::arg)?, out.output()?, count(n)]);
-    cuda.launch(KERNELS, &defines, "combine", cuda.grid(n), &args)?;
+    cuda.launch(KERNELS, &defines, "combine", cuda.grid(n.div_ceil(4)), &args)?;
     Ok(out)
 }
 
