@@ -4,7 +4,8 @@
 cd "$(dirname "$0")" || exit 1
 if [ "$1" = bench ]; then
     shift
-    exec ./benches/gpu_step "$@"
+    ./benches/gpu_step "$@" || exit 1
+    exec ./benches/gpu_ode "$@"
 fi
 log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT

@@ -27,7 +27,8 @@ use smallvec::smallvec;
 /// the gradient of the coefficients is given in it.
 ///
 /// # Errors
-/// [`Error::Shape`] if the coefficients are no whole number of flows. A GPU has no kernel of it yet.
+/// [`Error::Shape`] if the coefficients are no whole number of flows. A GPU has no kernel of it alone; a solve over
+/// given times has one of its own there.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanarFlow;
 

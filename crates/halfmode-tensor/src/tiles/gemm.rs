@@ -113,6 +113,7 @@ mod amx {
 
     /// # Safety
     /// Tile registers may be used; every tile that the sizes name lies inside its operand.
+    // SAFETY: what callers must see to stands above; each block below says why it may.
     pub(super) unsafe fn product(
         (m, n, k): (usize, usize, usize),
         (a, [a_row, a_step, a_block]): (*const u8, [usize; 3]),
@@ -149,6 +150,7 @@ mod amx {
     /// # Safety
     /// That of [`product`].
     #[inline(always)]
+    // SAFETY: what callers must see to is said of `product`.
     unsafe fn block(
         a: [*const u8; 2],
         (a_row, a_step): (usize, usize),
