@@ -53,25 +53,6 @@ __device__ __forceinline__ f64 gelu_slope(f64 x) {
     return cdf + x * 0.39894228040143267794 * exp(-0.5 * x * x);
 }
 
-// c += a b on tensor cores, m16n8k16 of halves with sums in f32.
-template <class Stored> struct Mma;
-template <> struct Mma<f16> {
-    static __device__ __forceinline__ void run(f32 (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                     "{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-template <> struct Mma<bf16> {
-    static __device__ __forceinline__ void run(f32 (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                     "{%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-
 // First item and stride of a thread that walks over a row of items with all threads of the grid.
 __device__ __forceinline__ long long grid_start() { return blockIdx.x * (long long)blockDim.x + threadIdx.x; }
 __device__ __forceinline__ long long grid_stride() { return gridDim.x * (long long)blockDim.x; }

@@ -19,7 +19,11 @@ pub struct Source {
 }
 
 /// What kernel files may include besides CUDA's own headers.
-const HEADERS: [(&str, &str); 1] = [("halfmode.cuh", include_str!("../kernels/halfmode.cuh"))];
+const HEADERS: [(&str, &str); 3] = [
+    ("halfmode.cuh", include_str!("../kernels/halfmode.cuh")),
+    ("tableau.cuh", include_str!("../kernels/tableau.cuh")),
+    ("tensor_cores.cuh", include_str!("../kernels/tensor_cores.cuh")),
+];
 
 /// Machine code of a kernel file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 // z = act(s + W x + b), m = gelu(W1 z + b1), y = act(W2 m + b2 + gate x), for C channels and H hidden ones, multiples
 // of 16. A warp takes 16 rows through all layers in registers: the sums of one product are, rounded to T, the left
 // operand of the next. T is the storage of fields, P that of parameters.
-#include "halfmode.cuh"
+#include "tensor_cores.cuh"
 
 constexpr int WARPS = 4;
 constexpr int PAD = 8;   // scalars between rows of a weight, so that eight rows are in different banks
@@ -19,10 +19,6 @@ template <int N> struct Acc { f32 at[N / 8][4]; };
 template <int N> struct Rounded { unsigned at[N / 16][4]; };
 
 struct Pair { f32 x, y; };
-__device__ __forceinline__ unsigned pack(f32 x, f32 y) {
-    Pack<T, 2> pair = {{narrow<T>(x), narrow<T>(y)}};
-    return *reinterpret_cast<unsigned*>(&pair);
-}
 __device__ __forceinline__ Pair unpack(unsigned bits) {
     Pack<T, 2> pair = *reinterpret_cast<Pack<T, 2>*>(&bits);
     return {widen<f32>(pair.at[0]), widen<f32>(pair.at[1])};
@@ -95,7 +91,7 @@ template <int N> __device__ __forceinline__ Rounded<N> rounded(const Acc<N>& sum
     for (int n = 0; n < N / 8; ++n)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-            to.at[n / 2][n % 2 * 2 + half] = pack(sums.at[n][2 * half], sums.at[n][2 * half + 1]);
+            to.at[n / 2][n % 2 * 2 + half] = packed<T>(sums.at[n][2 * half], sums.at[n][2 * half + 1]);
     return to;
 }
 

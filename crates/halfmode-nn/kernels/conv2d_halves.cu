@@ -12,48 +12,12 @@
 //
 // Sums are m16n8k16 products. Thread (g, t) of a warp, g = lane / 4 and t = lane % 4, holds rows g and g + 8 at columns
 // 2 t and 2 t + 1; a warp has 64 rows and 32 columns.
-#include "halfmode.cuh"
+#include "tensor_cores.cuh"
 
 constexpr int THREADS = 256, CHUNK = 32, DEPTH = 4;
 constexpr int WARPS_N = TN / 32, WARPS_M = 8 / WARPS_N;
 constexpr int TM = 64 * WARPS_M;  // rows of a block
 constexpr int LINE = TN + 8;      // of shared memory: neighbouring rows are in other banks
-
-struct Lane {
-    int warp, lane, g, t;
-    __device__ Lane() : warp(threadIdx.x / 32), lane(threadIdx.x % 32), g(lane / 4), t(lane % 4) {}
-};
-
-__device__ __forceinline__ unsigned pack(f32 low, f32 high) {
-    Pack<T, 2> pair = {narrow<T>(low), narrow<T>(high)};
-    return *reinterpret_cast<unsigned*>(&pair);
-}
-
-// Four 8 x 8 matrices of halves, to registers.
-__device__ __forceinline__ void load_matrices(unsigned (&a)[4], const T* from) {
-    unsigned address = unsigned(__cvta_generic_to_shared(from));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"(address)
-                 : "memory");
-}
-__device__ __forceinline__ void load_transposed(unsigned (&a)[4], const T* from) {
-    unsigned address = unsigned(__cvta_generic_to_shared(from));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-// Sixteen bytes to shared memory, or zeros. What windows share is found in the first cache.
-__device__ __forceinline__ void copy_async(T* to, const T* from, bool there) {
-    unsigned address = unsigned(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int Left> __device__ __forceinline__ void wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
-}
 
 // Where piece `piece` of eight halves of a row of 32 is: eight rows, or four pieces of two, are in different banks.
 __device__ __forceinline__ int swizzled(int row, int piece) { return row * CHUNK + ((piece ^ (row >> 1 & 3)) << 3); }
@@ -96,7 +60,7 @@ convolve(const T* __restrict__ x, const T* __restrict__ w, const P* __restrict__
             for (int r = 0; r < ROWS; ++r) {
                 int i = at1[r] + d1, j = at2[r] + d2;
                 bool there = inside && unsigned(i) < unsigned(x1) && unsigned(j) < unsigned(x2);
-                copy_async(to.x + swizzled(row + 64 * r, piece), there ? from + (i * x2 + j) * c_x + c : x, there);
+                copy_async_cached(to.x + swizzled(row + 64 * r, piece), there ? from + (i * x2 + j) * c_x + c : x, there);
             }
 #pragma unroll
             for (int r = 0; r < TN / 64; ++r) {
@@ -104,12 +68,12 @@ convolve(const T* __restrict__ x, const T* __restrict__ w, const P* __restrict__
                     int tap = (k1 - 1 - d1) * k2 + k2 - 1 - d2, n = n0 + row + 64 * r;
                     bool there = inside && n < c_y;
                     const T* source = w + ((long long)tap * c_y + n) * c_x + c + piece * 8;
-                    copy_async(to.w + swizzled(row + 64 * r, piece), there ? source : w, there);
+                    copy_async_cached(to.w + swizzled(row + 64 * r, piece), there ? source : w, there);
                 } else {
                     int part = threadIdx.x + r * THREADS, k = part / (TN / 8), n = part % (TN / 8) * 8;
                     bool there = c + k < c_x && n0 + n < c_y;
                     const T* source = w + ((long long)(d1 * k2 + d2) * c_x + c + k) * c_y + n0 + n;
-                    copy_async(to.w + k * LINE + n, there ? source : w, there);
+                    copy_async_cached(to.w + k * LINE + n, there ? source : w, there);
                 }
             }
             c += CHUNK;
@@ -121,14 +85,14 @@ convolve(const T* __restrict__ x, const T* __restrict__ w, const P* __restrict__
                 }
             }
         }
-        commit();
+        commit_copies();
     };
     for (int chunk = 0; chunk < DEPTH - 1; ++chunk) load(chunk);
 
     int row_warp = lane.warp / WARPS_N * 64, column_warp = lane.warp % WARPS_N * 32;
     f32 acc[4][4][4] = {};
     for (int chunk = 0; chunk < chunks; ++chunk) {
-        wait<DEPTH - 2>();
+        wait_for_copies<DEPTH - 2>();
         __syncthreads();
         load(chunk + DEPTH - 1);
         const Chunk& now = stages[chunk % DEPTH];
@@ -153,7 +117,7 @@ convolve(const T* __restrict__ x, const T* __restrict__ w, const P* __restrict__
                 for (int j = 0; j < 4; ++j) Mma<T>::run(acc[m][j], a[m], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
     }
-    wait<0>();
+    wait_for_copies<0>();
     __syncthreads();
 
     // Through shared memory, so that threads store sixteen bytes side by side.
@@ -174,7 +138,7 @@ convolve(const T* __restrict__ x, const T* __restrict__ w, const P* __restrict__
                     if (rectifies && value[i] < 0.0f) value[i] = 0.0f;
                     if (negates) value[i] = -value[i];
                 }
-                *reinterpret_cast<unsigned*>(&out[row_warp + m * 16 + r * 8 + lane.g][column]) = pack(value[0], value[1]);
+                *reinterpret_cast<unsigned*>(&out[row_warp + m * 16 + r * 8 + lane.g][column]) = packed<T>(value[0], value[1]);
             }
     }
     __syncthreads();
@@ -284,13 +248,13 @@ weight_gradient(const T* __restrict__ field0, const T* __restrict__ image0, cons
 #pragma unroll
             for (int r = 0; r < GM / 64; ++r) {
                 bool there = inside && unsigned(i + shift1[r]) < unsigned(x1) && unsigned(j + shift2[r]) < unsigned(x2);
-                copy_async(&to.field[row][(piece + 8 * r) * 8], there ? from + offset[r] : field, there);
+                copy_async_cached(&to.field[row][(piece + 8 * r) * 8], there ? from + offset[r] : field, there);
             }
 #pragma unroll
             for (int r = 0; r < TN / 64; ++r) {
                 int column = (piece + 8 * r) * 8;
                 bool there = inside && n0 + column < c_y;
-                copy_async(&to.image[row][column], there ? image + (long long)point * c_y + n0 + column : image, there);
+                copy_async_cached(&to.image[row][column], there ? image + (long long)point * c_y + n0 + column : image, there);
             }
             point += CHUNK;
             j += CHUNK;
@@ -302,14 +266,14 @@ weight_gradient(const T* __restrict__ field0, const T* __restrict__ image0, cons
                 }
             }
         }
-        commit();
+        commit_copies();
     };
     for (int chunk = begin; chunk < begin + DEPTH - 1; ++chunk) load(chunk);
 
     int row_warp = lane.warp / WARPS_N * GT * 16, column_warp = lane.warp % WARPS_N * 32;
     f32 acc[GT][4][4] = {};
     for (int chunk = begin; chunk < end; ++chunk) {
-        wait<DEPTH - 2>();
+        wait_for_copies<DEPTH - 2>();
         __syncthreads();
         load(chunk + DEPTH - 1);
         const Pair& now = stages[(chunk - begin) % DEPTH];
@@ -330,7 +294,7 @@ weight_gradient(const T* __restrict__ field0, const T* __restrict__ image0, cons
                 for (int j = 0; j < 4; ++j) Mma<T>::run(acc[m][j], a[m], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
     }
-    wait<0>();
+    wait_for_copies<0>();
     f32* to = sums + (long long)blockIdx.z * n_rows * c_y;
 #pragma unroll
     for (int m = 0; m < GT; ++m)

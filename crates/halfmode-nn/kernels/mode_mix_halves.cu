@@ -9,7 +9,7 @@
 // at columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9; of the right one column g at these rows; of the sum rows g and g + 8 at
 // columns 2 t and 2 t + 1. Which channel a row, a column or a term of the sum stands for is free as long as both operands
 // agree, so every thread takes neighbours in memory: row g and g + 8 of product j are channels L g + 2 j and the next.
-#include "halfmode.cuh"
+#include "tensor_cores.cuh"
 
 constexpr int TILE = 8 * L;   // channels of a warp
 constexpr int M = L / 2;      // products side by side
@@ -30,14 +30,9 @@ __device__ __forceinline__ unsigned lower(unsigned a, unsigned b) { return __byt
 __device__ __forceinline__ unsigned upper(unsigned a, unsigned b) { return __byte_perm(a, b, 0x7632); }
 __device__ __forceinline__ unsigned minus(unsigned a) { return a ^ 0x80008000u; }
 
-__device__ __forceinline__ unsigned pack(f32 low, f32 high) {
-    Pack<T, 2> pair = {narrow<T>(low), narrow<T>(high)};
-    return *reinterpret_cast<unsigned*>(&pair);
-}
-
-struct Lane {
+struct ModeLane {
     int mode, g, t;
-    __device__ Lane() : mode(blockIdx.x * WARPS + threadIdx.x / 32), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4) {}
+    __device__ ModeLane() : mode(blockIdx.x * WARPS + threadIdx.x / 32), g(threadIdx.x % 32 / 4), t(threadIdx.x % 4) {}
 };
 
 // Where the channels of entry b of one mode begin; part 1 is the imaginary one.
@@ -49,13 +44,13 @@ template <class P> __device__ __forceinline__ P* at(P* x, int b, int part, int m
 struct Sums { f32 at[M][4]; };
 
 __device__ __forceinline__ void put(const Sums& sums, T* to, int column) {
-    Halves<L> packed;
+    Halves<L> halves;
 #pragma unroll
-    for (int j = 0; j < M; ++j) packed.at[j] = pack(sums.at[j][column], sums.at[j][column + 2]);
-    *reinterpret_cast<Halves<L>*>(to) = packed;
+    for (int j = 0; j < M; ++j) halves.at[j] = packed<T>(sums.at[j][column], sums.at[j][column + 2]);
+    *reinterpret_cast<Halves<L>*>(to) = halves;
 }
 
-__device__ __forceinline__ void store(const Sums& re, const Sums& im, T* y, const Lane& lane, int first, int batch,
+__device__ __forceinline__ void store(const Sums& re, const Sums& im, T* y, const ModeLane& lane, int first, int batch,
                                       int modes, int channels, int channel) {
 #pragma unroll
     for (int column = 0; column < 2; ++column) {
@@ -70,7 +65,7 @@ __device__ __forceinline__ void store(const Sums& re, const Sums& im, T* y, cons
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 mix_forward(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y, int batch, int modes, int c_in,
             int c_out) {
-    Lane lane;
+    ModeLane lane;
     if (lane.mode >= modes) return;
     int o = blockIdx.y * TILE + L * lane.g;
     w += (long long)lane.mode * c_in * 2 * c_out + o;
@@ -108,7 +103,7 @@ mix_forward(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y,
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 mix_backward_x(const T* __restrict__ w, const T* __restrict__ g, T* __restrict__ gx, int batch, int modes, int c_in,
                int c_out) {
-    Lane lane;
+    ModeLane lane;
     if (lane.mode >= modes) return;
     int i = blockIdx.y * TILE + L * lane.g;
     w += ((long long)lane.mode * c_in + i) * 2 * c_out;
@@ -142,7 +137,7 @@ mix_backward_x(const T* __restrict__ w, const T* __restrict__ g, T* __restrict__
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 mix_backward_w(const T* __restrict__ x, const T* __restrict__ g, f32* __restrict__ gw, f32 factor, int batch, int modes,
                int c_in, int c_out) {
-    Lane lane;
+    ModeLane lane;
     if (lane.mode >= modes) return;
     int i = blockIdx.y * TILE + L * lane.g, o0 = blockIdx.z * TILE;
     gw += ((long long)lane.mode * c_in + i) * 2 * c_out + o0;

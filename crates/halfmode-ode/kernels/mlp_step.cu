@@ -12,50 +12,10 @@
 //
 // Sums are m16n8k16 products. Thread (g, t) of a warp, g = lane / 4 and t = lane % 4, holds of a sum rows g and g + 8 at
 // columns 2 t and 2 t + 1; a block's 32 rows are two such products, and a warp has neighbouring columns.
-#include "halfmode.cuh"
+#include "tableau.cuh"
+#include "tensor_cores.cuh"
 
-#ifndef A10
-#define A10 0.0
-#endif
-#ifndef A20
-#define A20 0.0
-#endif
-#ifndef A21
-#define A21 0.0
-#endif
-#ifndef A30
-#define A30 0.0
-#endif
-#ifndef A31
-#define A31 0.0
-#endif
-#ifndef A32
-#define A32 0.0
-#endif
-#ifndef B1
-#define B1 0.0
-#endif
-#ifndef B2
-#define B2 0.0
-#endif
-#ifndef B3
-#define B3 0.0
-#endif
-#ifndef C1
-#define C1 0.0
-#endif
-#ifndef C2
-#define C2 0.0
-#endif
-#ifndef C3
-#define C3 0.0
-#endif
-
-__device__ constexpr f32 a_of[4][4] = {{0, 0, 0, 0}, {A10, 0, 0, 0}, {A20, A21, 0, 0}, {A30, A31, A32, 0}};
-__device__ constexpr f32 a_from[4][4] = {{0, A10, A20, A30}, {0, 0, A21, A31}, {0, 0, 0, A32}, {0, 0, 0, 0}};
 __device__ constexpr f32 ones[4] = {1, 1, 1, 1};
-__device__ constexpr f32 b_of[4] = {B0, B1, B2, B3};
-__device__ constexpr f64 c_of[4] = {0, C1, C2, C3};
 
 constexpr int ROWS = 32;  // of a block
 constexpr int WARPS = 8;
@@ -75,11 +35,6 @@ constexpr int WEIGHTS = 2 * SMALL + (HIDDEN - 1) * LARGE;
 __host__ __device__ constexpr int forward_of(int layer) { return layer == 0 ? 0 : SMALL + (layer - 1) * LARGE; }
 __host__ __device__ constexpr int backward_of(int layer) { return WEIGHTS + forward_of(layer); }
 
-struct Lane {
-    int warp, lane, g, t;
-    __device__ Lane() : warp(threadIdx.x / 32), lane(threadIdx.x % 32), g(lane / 4), t(lane % 4) {}
-};
-
 struct Shared {
     T act[2][ROWS][LINE];
     // Slopes of the stages, then gradients of their inputs: each thread has its own.
@@ -87,10 +42,6 @@ struct Shared {
     f32 largest[WARPS];
 };
 
-__device__ __forceinline__ unsigned pack(f32 low, f32 high) {
-    Pack<T, 2> pair = {narrow<T>(low), narrow<T>(high)};
-    return *reinterpret_cast<unsigned*>(&pair);
-}
 __device__ __forceinline__ Pack<T, 2> unpack(unsigned x) { return *reinterpret_cast<Pack<T, 2>*>(&x); }
 
 // Hyperbolic tangent, off by less than 2e-7 for f16, and for bf16 by a part in 2^-11.
@@ -99,22 +50,6 @@ __device__ __forceinline__ f32 tanh_of(f32 x, bf16) {
     f32 y;
     asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-// Four 8 x 8 matrices of halves, to registers.
-__device__ __forceinline__ void load_matrices(unsigned (&a)[4], const T* from) {
-    unsigned address = unsigned(__cvta_generic_to_shared(from));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"(address)
-                 : "memory");
-}
-__device__ __forceinline__ void load_transposed(unsigned (&a)[4], const T* from) {
-    unsigned address = unsigned(__cvta_generic_to_shared(from));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"(address)
-                 : "memory");
 }
 
 // A warp's part of a block's sums: 32 rows and `Tiles` times 8 columns.
@@ -192,7 +127,7 @@ __device__ __forceinline__ bool put(const Lane& lane, Sums<Tiles>& sums, T (*act
         for (int m = 0; m < 2; ++m)
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                unsigned both = pack(sums.at[j][m][2 * r], sums.at[j][m][2 * r + 1]);
+                unsigned both = packed<T>(sums.at[j][m][2 * r], sums.at[j][m][2 * r + 1]);
                 Pack<T, 2> pair = unpack(both);
                 bad |= !isfinite(widen<f32>(pair.at[0])) || !isfinite(widen<f32>(pair.at[1]));
                 *reinterpret_cast<unsigned*>(&act[m * 16 + r * 8 + lane.g][column]) = both;
@@ -489,11 +424,6 @@ struct Chunks {
     T x[DEPTH][CHUNK][STAGE_LINE];
 };
 
-__device__ __forceinline__ void copy_async(T* to, const T* from, bool there) {
-    unsigned address = unsigned(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
 // Adds the gradients of the weights in one step to the sums of a split: block x is a tile, block y a split of the rows.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 weight_gradients(const T* __restrict__ xs, const T* __restrict__ deltas, const f32* __restrict__ inverse, f32* sums,
@@ -527,7 +457,7 @@ weight_gradients(const T* __restrict__ xs, const T* __restrict__ deltas, const f
                 copy_async(&chunks.x[slot][row][column], there ? x + from * n_in + column : x, there);
             }
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        commit_copies();
     };
     for (int chunk = begin; chunk < begin + DEPTH - 1; ++chunk) load(chunk);
 
@@ -536,7 +466,7 @@ weight_gradients(const T* __restrict__ xs, const T* __restrict__ deltas, const f
     f32 acc[4][4][4] = {}, bias[4][4] = {};
     f32 unit = begin < end ? inverse[begin % blocks] : 1.0f;
     for (int chunk = begin; chunk < end; ++chunk) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
+        wait_for_copies<DEPTH - 2>();
         __syncthreads();
         load(chunk + DEPTH - 1);
         f32 scale = inverse[chunk % blocks];
@@ -554,7 +484,7 @@ weight_gradients(const T* __restrict__ xs, const T* __restrict__ deltas, const f
         }
         int slot = (chunk - begin) % DEPTH, stage = chunk / blocks;
         f32 column = lane.g == 0 ? 1.0f : lane.g == 1 ? f32(time + c_of[stage] * h) : 0.0f;
-        unsigned one = pack(column, column);
+        unsigned one = packed<T>(column, column);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             unsigned a[4][4], b[2][4];
@@ -574,7 +504,7 @@ weight_gradients(const T* __restrict__ xs, const T* __restrict__ deltas, const f
             }
         }
     }
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    wait_for_copies<0>();
 
     // What is there is read, a few rows at a time, before anything is written.
     f32 factor = f32(h) * unit;

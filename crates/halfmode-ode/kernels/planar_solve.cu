@@ -9,44 +9,8 @@
 //
 // STAGES stages with the numbers A, B, C of the tableau; the times of a step's stages are NODES different ones, that of
 // stage j the N_j-th. Everything is in f32; T is what states are kept in.
-#include "halfmode.cuh"
+#include "tableau.cuh"
 
-#ifndef A10
-#define A10 0.0
-#endif
-#ifndef A20
-#define A20 0.0
-#endif
-#ifndef A21
-#define A21 0.0
-#endif
-#ifndef A30
-#define A30 0.0
-#endif
-#ifndef A31
-#define A31 0.0
-#endif
-#ifndef A32
-#define A32 0.0
-#endif
-#ifndef B1
-#define B1 0.0
-#endif
-#ifndef B2
-#define B2 0.0
-#endif
-#ifndef B3
-#define B3 0.0
-#endif
-#ifndef C1
-#define C1 0.0
-#endif
-#ifndef C2
-#define C2 0.0
-#endif
-#ifndef C3
-#define C3 0.0
-#endif
 #ifndef N1
 #define N1 0
 #endif
@@ -57,9 +21,6 @@
 #define N3 0
 #endif
 
-__device__ constexpr f32 a_of[4][4] = {{0, 0, 0, 0}, {A10, 0, 0, 0}, {A20, A21, 0, 0}, {A30, A31, A32, 0}};
-__device__ constexpr f32 b_of[4] = {B0, B1, B2, B3};
-__device__ constexpr f64 c_of[4] = {0, C1, C2, C3};
 __device__ constexpr int node_of[4] = {0, N1, N2, N3};
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;

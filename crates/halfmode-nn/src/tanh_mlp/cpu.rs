@@ -5,13 +5,17 @@
 use super::Layer;
 use crate::Result;
 use crate::pointwise::rows_of;
-use crate::rows::{add_bias, add_column_sums};
+use crate::rows::add_bias;
 use halfmode_precision::DType;
 use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Tensor, ViewMut};
 use rayon::prelude::*;
 
-/// Rows of a tile.
-const TILE: usize = 128;
+/// Rows of a tile, at most: with two layers of 256 channels half a second cache.
+const MAX_TILE: usize = 256;
+/// And at least: fewer leave products too short for their panels.
+const MIN_TILE: usize = 32;
+/// Rows of a weight's gradient that a task brings out of panels.
+const BLOCK: usize = 32;
 /// Columns of a panel: two vector registers.
 const PANEL: usize = 32;
 /// Rows of a panel that are summed at once: 32 KiB of f32.
@@ -22,14 +26,35 @@ fn panels(c: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..c).step_by(PANEL).map(move |first| (first, PANEL.min(c - first)))
 }
 
-/// A weight's columns in panels, `[panel][c_out][width]`, without that of the time.
-fn packed<R: Real>(layer: &Layer<'_>) -> Result<Vec<R>> {
-    let w = layer.w.view()?;
-    let mut own = vec![R::ZERO; w.len()];
-    let w = w.widened(&mut own);
-    let mut out = Vec::with_capacity(layer.c_out * layer.c_in);
-    for (first, width) in panels(layer.c_in) {
-        w.chunks_exact(layer.stride).for_each(|row| out.extend_from_slice(&row[first..first + width]));
+/// Rows of a tile: as many tiles for each thread.
+fn tile_rows(device: &Device, n_rows: usize) -> usize {
+    let n_tiles = n_rows.div_ceil(MAX_TILE).next_multiple_of(device.n_threads().max(1)).max(1);
+    n_rows.div_ceil(n_tiles).max(MIN_TILE)
+}
+
+/// The columns of every weight in panels, `[layer][panel][c_out][width]`, without those of the time.
+fn packed<R: Real>(device: &Device, layers: &[Layer<'_>]) -> Result<Tensor> {
+    let n_scalars: usize = layers.iter().map(|it| it.c_out * it.c_in).sum();
+    let mut out = device.alloc_unwritten([n_scalars], DType::real(R::PRECISION), Purpose::Workspace)?;
+    let mut tasks = Vec::new();
+    if device.launches() {
+        let mut rest = out.view_mut()?;
+        let mut rest = R::direct_mut(&mut rest).unwrap_or_default();
+        for layer in layers {
+            let w = layer.w.view()?;
+            for (first, width) in panels(layer.c_in) {
+                let (panel, after) = rest.split_at_mut(layer.c_out * width);
+                rest = after;
+                tasks.push((w, layer.stride, first, width, panel));
+            }
+        }
+        device.run(|| {
+            tasks.into_par_iter().for_each(|(w, stride, first, width, panel)| {
+                for (row, panel) in panel.chunks_exact_mut(width).enumerate() {
+                    w.slice(row * stride + first..row * stride + first + width).widen(panel);
+                }
+            });
+        });
     }
     Ok(out)
 }
@@ -50,15 +75,22 @@ pub(super) fn forward<R: Real>(
     hidden: &mut [Tensor],
     y: &mut Tensor,
 ) -> Result<()> {
+    let (n_rows, c) = rows_of(x);
+    let n_tile = tile_rows(device, n_rows);
     let widest = layers.iter().map(|it| it.c_out.max(it.c_in)).max().unwrap_or(1);
-    let scratch = device.scratch(2 * TILE * widest, R::PRECISION.bytes());
+    let scratch = device.scratch(2 * n_tile * widest, R::PRECISION.bytes());
     if !device.launches() || y.numel() == 0 {
         return Ok(());
     }
-    let (x_view, c) = (x.view()?, rows_of(x).1);
+    let x_view = x.view()?;
+    let mut own: Vec<Vec<R>> = Vec::new();
+    for layer in layers {
+        let w = layer.w.view()?;
+        own.push(if R::direct(w).is_some() { Vec::new() } else { vec![R::ZERO; w.len()] });
+    }
     let mut operands = Vec::with_capacity(layers.len());
-    for (idx, layer) in layers.iter().enumerate() {
-        let (w, mut b) = (layer.w.to_vec::<R>()?, layer.b.to_vec::<R>()?);
+    for (idx, (layer, own)) in layers.iter().zip(&mut own).enumerate() {
+        let (w, mut b) = (layer.w.view()?.widened(own), layer.b.to_vec::<R>()?);
         if idx == 0 && layer.stride > layer.c_in {
             let t = R::from_f64(t);
             b.iter_mut().zip(w.chunks_exact(layer.stride)).for_each(|(b, row)| *b += t * row[layer.c_in]);
@@ -66,36 +98,53 @@ pub(super) fn forward<R: Real>(
         operands.push((w, b));
     }
     let c_last = layers.last().map_or(1, |it| it.c_out);
-    let mut tasks: Vec<(ViewMut<'_>, Vec<ViewMut<'_>>)> =
-        y.view_mut()?.chunks(TILE * c_last).into_iter().map(|y| (y, Vec::new())).collect();
+    // What each tile writes: the layers that are kept, and the last one.
+    let y_tiles = y.view_mut()?.chunks(n_tile * c_last);
+    let mut tasks: Vec<Vec<ViewMut<'_>>> = y_tiles.iter().map(|_| Vec::with_capacity(layers.len())).collect();
     for (hidden, layer) in hidden.iter_mut().zip(layers) {
-        let tiles = hidden.view_mut()?.chunks(TILE * layer.c_out);
-        tasks.iter_mut().zip(tiles).for_each(|(task, tile)| task.1.push(tile));
+        let tiles = hidden.view_mut()?.chunks(n_tile * layer.c_out);
+        tasks.iter_mut().zip(tiles).for_each(|(task, tile)| task.push(tile));
     }
+    tasks.iter_mut().zip(y_tiles).for_each(|(task, y)| task.push(y));
+    let product = |layer: &Layer<'_>, (w, b): &(&[R], Vec<R>), from: &[R], out: &mut [R], last: bool| {
+        let n = out.len() / layer.c_out;
+        for (first, width) in panels(layer.c_out) {
+            // The panel of the transpose is transposed inside the product, into one piece.
+            let panel = Mat { data: &w[first * layer.stride..], row: 1, col: layer.stride };
+            let target = MatMut { data: &mut out[first..], row: layer.c_out, col: 1 };
+            let rows = Mat::rows(from, layer.c_in);
+            R::gemm((n, width, layer.c_in), rows, panel, target, R::ZERO, R::ONE);
+        }
+        finish(out, b, last);
+    };
     device.run(|| {
-        tasks.into_par_iter().enumerate().for_each(|(tile, (mut y, kept))| {
+        tasks.into_par_iter().enumerate().for_each(|(tile, mut kept)| {
             scratch.with::<R, _>(|scratch| {
-                let (mut from, mut to) = scratch.split_at_mut(TILE * widest);
-                let n = y.len() / c_last;
-                let start = tile * TILE * c;
-                x_view.slice(start..start + n * c).widen(&mut from[..n * c]);
-                let mut kept = kept.into_iter();
-                for (idx, (layer, (w, b))) in layers.iter().zip(&operands).enumerate() {
-                    let out = &mut to[..n * layer.c_out];
-                    for (first, width) in panels(layer.c_out) {
-                        // The panel of the transpose is transposed inside the product, into one piece.
-                        let panel = Mat { data: &w[first * layer.stride..], row: 1, col: layer.stride };
-                        let target = MatMut { data: &mut out[first..], row: layer.c_out, col: 1 };
-                        let rows = Mat::rows(&from[..n * layer.c_in], layer.c_in);
-                        R::gemm((n, width, layer.c_in), rows, panel, target, R::ZERO, R::ONE);
-                    }
-                    finish(out, b, idx + 1 == layers.len());
-                    if let Some(mut kept) = kept.next() {
-                        kept.narrow(out);
-                    }
-                    std::mem::swap(&mut from, &mut to);
+                let (mut buffer, mut other) = scratch.split_at_mut(n_tile * widest);
+                let start = tile * n_tile;
+                let n = n_tile.min(n_rows - start);
+                let x = x_view.slice(start * c..(start + n) * c);
+                // What a layer reads is in a tensor or, where that stores other numbers or there is none, in the buffer.
+                let mut stored = R::direct(x);
+                if stored.is_none() {
+                    x.widen(&mut buffer[..n * c]);
                 }
-                y.narrow(&from[..n * c_last]);
+                let not_kept = layers.len() - kept.len();
+                let mut kept = kept.iter_mut();
+                for (idx, (layer, operands)) in layers.iter().zip(&operands).enumerate() {
+                    let (from, last) = (stored.unwrap_or(&buffer[..n * layer.c_in]), idx + 1 == layers.len());
+                    match if idx >= not_kept { kept.next() } else { None } {
+                        Some(out) => {
+                            out.fill(other, |out| product(layer, operands, from, out, last));
+                            stored = R::direct(out.as_view());
+                        }
+                        None => {
+                            product(layer, operands, from, &mut other[..n * layer.c_out], last);
+                            stored = None;
+                        }
+                    }
+                    std::mem::swap(&mut buffer, &mut other);
+                }
             });
         });
     });
@@ -119,55 +168,52 @@ impl Backward<'_> {
         for layer in self.layers {
             inner.push(device.alloc_unwritten([n_rows, layer.c_out], dtype, Purpose::Workspace)?);
         }
+        let n_tile = tile_rows(device, n_rows);
         let widest = self.layers.iter().map(|it| it.c_in).max().unwrap_or(1);
-        let scratch = device.scratch(TILE * (c + widest), R::PRECISION.bytes());
+        let scratch = device.scratch(n_tile * (c + widest), R::PRECISION.bytes());
+        let weights = packed::<R>(device, self.layers)?;
         if !device.launches() || n_rows == 0 {
             return Ok(inner);
         }
-        let weights = self.layers.iter().map(packed::<R>).collect::<Result<Vec<_>>>()?;
+        let weights = R::direct(weights.view()?).unwrap_or_default();
         let (g_view, c_last) = (g.view()?, rows_of(g).1);
         let hidden = self.hidden.iter().map(Tensor::view).collect::<std::result::Result<Vec<_>, _>>()?;
         let mut tasks: Vec<(ViewMut<'_>, Vec<ViewMut<'_>>)> =
-            gx.view_mut()?.chunks(TILE * c).into_iter().map(|gx| (gx, Vec::new())).collect();
+            gx.view_mut()?.chunks(n_tile * c).into_iter().map(|gx| (gx, Vec::new())).collect();
         for (inner, layer) in inner.iter_mut().zip(self.layers) {
-            let tiles = inner.view_mut()?.chunks(TILE * layer.c_out);
+            let tiles = inner.view_mut()?.chunks(n_tile * layer.c_out);
             tasks.iter_mut().zip(tiles).for_each(|(task, tile)| task.1.push(tile));
         }
+        let product = |layer: &Layer<'_>, w: &[R], own: &[R], out: &mut [R]| {
+            for ((start, width), panel) in panels(layer.c_in).zip(w.chunks(PANEL * layer.c_out)) {
+                let target = MatMut { data: &mut out[start..], row: layer.c_in, col: 1 };
+                let dims = (own.len() / layer.c_out, width, layer.c_out);
+                R::gemm(dims, Mat::rows(own, layer.c_out), Mat::rows(panel, width), target, R::ZERO, R::ONE);
+            }
+        };
         device.run(|| {
             tasks.into_par_iter().enumerate().for_each(|(tile, (mut gx, mut inner))| {
                 scratch.with::<R, _>(|scratch| {
-                    let (n, first) = (gx.len() / c, tile * TILE);
-                    let (last, wide) = scratch.split_at_mut(TILE * c);
+                    let (n, first) = (gx.len() / c, tile * n_tile);
+                    let (last, wide) = scratch.split_at_mut(n_tile * c);
                     let mut rest: &mut [ViewMut<'_>] = &mut inner;
                     if let Some(own) = rest.last_mut().and_then(R::direct_mut) {
                         g_view.slice(first * c_last..(first + n) * c_last).widen(own);
                     }
-                    for (idx, (layer, w)) in self.layers.iter().zip(&weights).enumerate().rev() {
+                    let mut weights = weights;
+                    for (idx, layer) in self.layers.iter().enumerate().rev() {
                         let Some((own, before)) = rest.split_last_mut() else { return };
                         rest = before;
                         let Some(own) = R::direct_mut(own) else { return };
-                        let out = match rest.last_mut().and_then(R::direct_mut) {
-                            Some(out) => out,
-                            None => &mut last[..n * c],
-                        };
-                        for ((start, width), panel) in panels(layer.c_in).zip(w.chunks(PANEL * layer.c_out)) {
-                            let target = MatMut { data: &mut out[start..], row: layer.c_in, col: 1 };
-                            let dims = (n, width, layer.c_out);
-                            R::gemm(
-                                dims,
-                                Mat::rows(own, layer.c_out),
-                                Mat::rows(panel, width),
-                                target,
-                                R::ZERO,
-                                R::ONE,
-                            );
-                        }
-                        match idx.checked_sub(1) {
-                            Some(below) => {
+                        let (before, w) = weights.split_at(weights.len() - layer.c_out * layer.c_in);
+                        weights = before;
+                        match (rest.last_mut().and_then(R::direct_mut), idx.checked_sub(1)) {
+                            (Some(out), Some(below)) => {
+                                product(layer, w, own, out);
                                 let range = first * layer.c_in..(first + n) * layer.c_in;
                                 tanh_slope(out, hidden[below].slice(range).widened(&mut *wide));
                             }
-                            None => gx.narrow(out),
+                            _ => gx.fill(last, |out| product(layer, w, own, out)),
                         }
                     }
                 });
@@ -208,8 +254,11 @@ impl Backward<'_> {
         device.run(|| {
             tasks.into_par_iter().for_each(|(input, layer, g, first, width, sum)| {
                 scratch.with::<R, _>(|panel| {
-                    sum.fill(R::ZERO);
+                    if n_rows == 0 {
+                        sum.fill(R::ZERO);
+                    }
                     for start in (0..n_rows).step_by(DEPTH) {
+                        let keep = if start == 0 { R::ZERO } else { R::ONE };
                         let n = DEPTH.min(n_rows - start);
                         for (row, panel) in panel.chunks_exact_mut(width).enumerate().take(n) {
                             let at = (start + row) * layer.c_in + first;
@@ -217,7 +266,7 @@ impl Backward<'_> {
                         }
                         let rows = Mat { data: &g[start * layer.c_out..], row: 1, col: layer.c_out };
                         let (panel, target) = (Mat::rows(panel, width), MatMut::rows(&mut *sum, width));
-                        R::gemm((layer.c_out, width, n), rows, panel, target, R::ONE, R::ONE);
+                        R::gemm((layer.c_out, width, n), rows, panel, target, keep, R::ONE);
                     }
                 });
             });
@@ -225,27 +274,56 @@ impl Backward<'_> {
         // From panels to rows, with the time's column behind them.
         let sums = sums.view()?;
         let mut from = R::direct(sums).unwrap_or_default();
+        let mut tasks = Vec::new();
         for ((layer, g), grads) in self.layers.iter().zip(g).zip(grads.chunks_exact_mut(2)) {
             let [grad_w, grad_b] = grads else { continue };
-            let (mut grad_w, mut grad_b) = (grad_w.view_mut()?, grad_b.view_mut()?);
-            let (Some(grad_w), Some(grad_b)) = (R::direct_mut(&mut grad_w), R::direct_mut(&mut grad_b)) else {
-                continue;
-            };
-            add_column_sums(g, grad_b);
-            for (first, width) in panels(layer.c_in) {
-                let (panel, after) = from.split_at(layer.c_out * width);
-                from = after;
-                for (row, panel) in grad_w.chunks_exact_mut(layer.stride).zip(panel.chunks_exact(width)) {
-                    row[first..first + width].copy_from_slice(panel);
-                }
-            }
-            if layer.stride > layer.c_in {
-                let t = R::from_f64(self.t);
-                grad_w.chunks_exact_mut(layer.stride).zip(&*grad_b).for_each(|(row, b)| row[layer.c_in] = t * *b);
-            }
+            let (own, after) = from.split_at(layer.c_out * layer.c_in);
+            from = after;
+            let blocks = grad_w.view_mut()?.chunks(BLOCK * layer.stride).into_iter();
+            let blocks = blocks.zip(grad_b.view_mut()?.chunks(BLOCK)).enumerate();
+            tasks.extend(blocks.map(|(idx, block)| (layer, g, own, idx * BLOCK, block)));
         }
+        let t = R::from_f64(self.t);
+        device.run(|| {
+            tasks.into_par_iter().for_each(|(layer, g, from, start, (mut grad_w, mut grad_b))| {
+                let (Some(grad_w), Some(grad_b)) = (R::direct_mut(&mut grad_w), R::direct_mut(&mut grad_b)) else {
+                    return;
+                };
+                add_sums_of_columns(&g[start..], layer.c_out, grad_b);
+                for (first, width) in panels(layer.c_in) {
+                    let panel = &from[first * layer.c_out + start * width..];
+                    for (row, panel) in grad_w.chunks_exact_mut(layer.stride).zip(panel.chunks_exact(width)) {
+                        row[first..first + width].copy_from_slice(panel);
+                    }
+                }
+                if layer.stride > layer.c_in {
+                    grad_w.chunks_exact_mut(layer.stride).zip(&*grad_b).for_each(|(row, b)| row[layer.c_in] = t * *b);
+                }
+            });
+        });
         Ok(grads)
     }
+}
+
+/// `sums[c] += sum over rows of g[row * stride + c]`; at most [`BLOCK`] columns.
+fn add_sums_of_columns<R: Real>(g: &[R], stride: usize, sums: &mut [R]) {
+    R::vectorised(
+        #[inline(always)]
+        || {
+            let mut lanes = [R::ZERO; BLOCK];
+            let n = sums.len();
+            if n == BLOCK {
+                for row in g.chunks(stride) {
+                    lanes.iter_mut().zip(&row[..BLOCK]).for_each(|(sum, g)| *sum += *g);
+                }
+            } else {
+                for row in g.chunks(stride) {
+                    lanes.iter_mut().zip(&row[..n]).for_each(|(sum, g)| *sum += *g);
+                }
+            }
+            sums.iter_mut().zip(lanes).for_each(|(sum, lane)| *sum += lane);
+        },
+    );
 }
 
 /// `g := g (1 - h^2)`

@@ -6,9 +6,9 @@ use crate::task::{ClassifierModel, ImageFormat, ImagesData, ShapesData, SolverCo
 use crate::{CrossEntropy, Reduction};
 use halfmode_autograd::{Tape, Var};
 use halfmode_data::{LabelledImages, drawn_shapes};
-use halfmode_nn::{Module, ParamSpec};
+use halfmode_nn::{Module, ParamSpec, Params};
 use halfmode_ode::{ConvNode, Storage, classes};
-use halfmode_precision::Precision;
+use halfmode_precision::{Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use std::path::Path;
 
@@ -146,6 +146,11 @@ impl Task for ClassifierTask {
 
     fn param_specs(&self) -> Vec<ParamSpec> {
         self.node.param_specs()
+    }
+
+    /// All intervals of an equation start with the same weights.
+    fn params(&self, device: &Device, policy: &PrecisionPolicy, seed: u64) -> Result<Params, JobError> {
+        Ok(self.node.params(device, policy, seed)?)
     }
 
     fn n_train(&self) -> usize {

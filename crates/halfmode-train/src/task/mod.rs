@@ -44,6 +44,14 @@ pub trait Task: fmt::Debug + Send + Sync {
     /// The parameters, in the order in which [`Task::loss`] takes them.
     fn param_specs(&self) -> Vec<ParamSpec>;
 
+    /// The parameters as training finds them.
+    ///
+    /// # Errors
+    /// Those of [`Params::new`].
+    fn params(&self, device: &Device, policy: &PrecisionPolicy, seed: u64) -> Result<Params, JobError> {
+        Ok(Params::new(device, self.param_specs(), policy, seed)?)
+    }
+
     /// Samples of an epoch.
     fn n_train(&self) -> usize;
 

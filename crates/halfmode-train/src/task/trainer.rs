@@ -35,7 +35,7 @@ impl TaskTrainer {
     pub fn new(config: TaskConfig, device: &Device) -> Result<Self, JobError> {
         let policy = Arc::new(config.validate_on(device)?);
         let task = build(&config, &policy)?;
-        let params = Params::new(device, task.param_specs(), &policy, config.seed)?;
+        let params = task.params(device, &policy, config.seed)?;
         let optimizer = AdamW::new(config.optimizer.adamw(), &params, &policy)?;
         let scheduler = Scheduler::new(config.scheduler.over(config.train.epochs), config.optimizer.learning_rate)?;
         let scaler = match policy.loss_scale {
@@ -285,7 +285,7 @@ pub fn plan(config: &TaskConfig, target: Target) -> Result<JobPlan, JobError> {
     trainer.task.evaluate_at_end(&trainer.trained())?;
     let memory = device.memory();
     let own = Device::meta(target);
-    let params = Params::new(&own, trainer.task.param_specs(), &trainer.policy, 0)?;
+    let params = trainer.task.params(&own, &trainer.policy, 0)?;
     let mut tape = Tape::new(Cx::new(&own, &trainer.policy));
     let weights = params.leaves(&mut tape);
     trainer.task.loss(&mut tape, &weights, trainer.task.batch(&own, 0, &batch)?)?;
