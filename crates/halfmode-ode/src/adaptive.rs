@@ -175,11 +175,12 @@ impl Controller {
         let slope = stepper.first_slope(span, state)?;
         let of_state = self.norm((state, state), |idx| Ok((state[idx].high.clone(), 0.0)))?;
         let of_slope = self.norm((state, state), |idx| Ok((slope[idx].clone(), 0.0)))?;
-        if !of_slope.is_finite() {
+        if !state.iter().map(|it| &it.high).chain(&slope).all(Tensor::all_finite) {
             return Err(Error::NonFiniteVelocity { step: 0, n_steps: 0, time: span.from });
         }
         self.first_slope = Some(slope);
         let room = span.length().abs();
+        // With atol = 0 a value that is 0 allows no error at all, so that the norm of its slope is infinite.
         let length = if of_slope > 0.0 { 0.01 * of_state / of_slope } else { room };
         Ok(if length > 0.0 { length.min(room) } else { 1e-3 * room })
     }

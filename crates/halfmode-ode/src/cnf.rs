@@ -29,15 +29,16 @@ impl JetField for MlpField {
     }
 
     fn velocity_jet(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var> {
+        let expected = 2 * self.hidden.len() + 2;
+        if params.len() != expected {
+            return Err(Error::Arity { op: "mlp_field", expected, found: params.len() });
+        }
         let mut x = match self.time {
             TimeInput::None => y.clone(),
             TimeInput::Concatenated => tape.apply(JetConstant, &[y, t])?,
         };
-        for (idx, layer) in params.chunks(2).enumerate() {
-            let [weight, bias] = layer else {
-                let (expected, found) = (2 * self.hidden.len() + 2, params.len());
-                return Err(Error::Arity { op: "mlp_field", expected, found });
-            };
+        for (idx, layer) in params.chunks_exact(2).enumerate() {
+            let (weight, bias) = (&layer[0], &layer[1]);
             if idx > 0 {
                 x = tape.apply(JetTanh, &[&x])?;
             }

@@ -22,10 +22,14 @@ pub struct ConvField {
 }
 
 impl ConvField {
-    /// The interval in which a time is; times before 0 and from 1 on belong to the first and the last.
+    /// The interval in which a time is; times before 0 and from 1 on belong to the first and the last. A time that is
+    /// the start of an interval but for rounding belongs to it.
     fn interval(&self, t: f64) -> usize {
+        let at = t * self.n_intervals as f64;
+        let start = at.round();
+        let at = if (at - start).abs() <= 4.0 * f64::EPSILON * start.abs() { start } else { at };
         // The cast saturates: below zero is zero.
-        ((t * self.n_intervals as f64) as usize).min(self.n_intervals.saturating_sub(1))
+        (at as usize).min(self.n_intervals.saturating_sub(1))
     }
 }
 
@@ -50,6 +54,26 @@ impl VectorField for ConvField {
         match params.get(first..first + 2) {
             Some([w, b]) => tape.apply(SymmetricConv { padding: [KERNEL / 2; 2] }, &[y, w, b]),
             _ => Err(halfmode_autograd::Error::Arity { op: "conv_field", expected, found: params.len() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `i / n * n` is below `i` for 15 of 22, for one.
+    #[test]
+    fn the_points_of_a_grid_begin_its_intervals() {
+        for n_intervals in 1..200 {
+            let field = ConvField { channels: 1, n_intervals };
+            let (n, h) = (n_intervals as f64, 1.0 / n_intervals as f64);
+            for i in 0..n_intervals {
+                let t = i as f64 / n;
+                assert_eq!([t, t + 0.5 * h].map(|t| field.interval(t)), [i; 2], "{i} of {n}");
+                assert_eq!(field.interval(t + h), (i + 1).min(n_intervals - 1), "the end of {i} of {n}");
+            }
+            assert_eq!([-0.5, 1.0, 7.0].map(|t| field.interval(t)), [0, n_intervals - 1, n_intervals - 1]);
         }
     }
 }

@@ -154,6 +154,14 @@ pub enum Error {
         /// The tolerance.
         rtol: f64,
     },
+    /// A number of the adjoint's scaling is outside its range.
+    #[error("scaling of the adjoint: {field} {why}")]
+    Scaling {
+        /// The field of [`ScaleConfig`](crate::ScaleConfig).
+        field: &'static str,
+        /// What it must be.
+        why: &'static str,
+    },
     /// The adjoint or a gradient is not finite at any scale that may be tried.
     #[error(
         "the adjoint is not finite in step {step} of {n_steps}, after {attempts} tries down to scale {scale}; \

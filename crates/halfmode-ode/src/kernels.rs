@@ -134,14 +134,17 @@ pub(crate) fn max_abs(x: &Tensor) -> Result<f64> {
 }
 
 /// Sum of squares of an error over what it may be, `atol + rtol max(|y|, |z|)`, in double precision; not finite if
-/// something is not. `noise` is what an error may be from rounding alone; its square is taken off that of the error.
+/// something is not, a state too. `noise` is what an error may be from rounding alone; its square is taken off that of the error.
 pub(crate) fn error_sum(error: &Tensor, states: [&Tensor; 2], (rtol, atol): (f64, f64), noise: f64) -> Result<f64> {
     let (error, [y, z]) = (error.to_vec::<f64>()?, states.map(Tensor::to_vec::<f64>));
     let (y, z) = (y?, z?);
     let share = |(error, (y, z)): (&f64, (&f64, &f64))| {
+        if !(y.is_finite() && z.is_finite()) {
+            return f64::INFINITY;
+        }
         let beyond = if error.is_finite() { (error * error - noise * noise).max(0.0).sqrt() } else { f64::INFINITY };
         let allowed = atol + rtol * y.abs().max(z.abs());
-        if beyond == 0.0 && allowed.is_finite() { 0.0 } else { beyond / allowed }
+        if beyond == 0.0 { 0.0 } else { beyond / allowed }
     };
     Ok(error.iter().zip(y.iter().zip(&z)).map(share).map(|it| it * it).sum())
 }

@@ -45,7 +45,11 @@ impl VectorField for MlpField {
     }
 
     fn velocity(&self, tape: &mut Tape, t: &Var, y: &Var, params: &[Var]) -> Result<Var> {
-        if tape.cx().device.is_cpu() && params.len() == 2 * self.hidden.len() + 2 {
+        let expected = 2 * self.hidden.len() + 2;
+        if params.len() != expected {
+            return Err(halfmode_autograd::Error::Arity { op: "mlp_field", expected, found: params.len() });
+        }
+        if tape.cx().device.is_cpu() {
             let (mut inputs, time) = match self.time {
                 TimeInput::None => (vec![y], TimeColumn::None),
                 TimeInput::Concatenated => (vec![y, t], TimeColumn::Last),
@@ -57,11 +61,8 @@ impl VectorField for MlpField {
             TimeInput::None => y.clone(),
             TimeInput::Concatenated => tape.apply(TimeChannel, &[y, t])?,
         };
-        for (idx, layer) in params.chunks(2).enumerate() {
-            let [weight, bias] = layer else {
-                let (expected, found) = (2 * self.hidden.len() + 2, params.len());
-                return Err(halfmode_autograd::Error::Arity { op: "mlp_field", expected, found });
-            };
+        for (idx, layer) in params.chunks_exact(2).enumerate() {
+            let (weight, bias) = (&layer[0], &layer[1]);
             if idx > 0 {
                 x = tape.apply(Tanh, &[&x])?;
             }

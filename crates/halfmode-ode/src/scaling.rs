@@ -1,5 +1,6 @@
 //! The adjoint's scale: powers of two that keep cotangents inside the range of a half format.
 
+use crate::{Error, Result};
 use halfmode_precision::{Format, Precision};
 
 /// How the adjoint is scaled while it passes through the velocity's format.
@@ -65,12 +66,40 @@ impl ScaleConfig {
     };
 }
 
+impl ScaleConfig {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// [`Error::Scaling`](crate::Error::Scaling), naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |field, why| Err(Error::Scaling { field, why });
+        if self.target.is_some_and(|it| !(it.is_finite() && it > 0.0)) {
+            return refuse("target", "must be finite and above 0");
+        }
+        if self.min_exponent > self.max_exponent {
+            return refuse("min_exponent", "must not be above max_exponent");
+        }
+        if self.min_exponent < MIN_EXPONENT || self.max_exponent > MAX_EXPONENT {
+            return refuse("min_exponent and max_exponent", "must lie in -126 ..= 127, so that scales are f32 numbers");
+        }
+        if self.growth_interval > MAX_INTERVAL || self.max_growth_interval > MAX_INTERVAL {
+            return refuse("growth_interval", "must be at most 2^30");
+        }
+        Ok(())
+    }
+}
+
 impl Default for ScaleConfig {
     fn default() -> Self {
         ScaleConfig::DEFAULT
     }
 }
 
+/// Exponents of the normal numbers of f32.
+const MIN_EXPONENT: i32 = -126;
+const MAX_EXPONENT: i32 = 127;
+/// Steps without overflow that may be waited for.
+const MAX_INTERVAL: u32 = 1 << 30;
 /// Tries that take one bit off the scale each; later ones take 2, 4, 8, …
 const SINGLE_BITS: u32 = 8;
 /// Bits above the smallest normal number below which the scale grows without waiting.

@@ -5,7 +5,7 @@ use crate::adjoint::{Adjoint, Incoming};
 use crate::checkpoint::{Checkpoints, positions};
 use crate::leapfrog::Lattice;
 use crate::step::{Leaf, Linearised, Needs, Slope, Span, State, Stepper};
-use crate::{Error, Field, OdeOptions, Result, StateSum, Steps, Storage};
+use crate::{AdjointScaling, Error, Field, OdeOptions, Result, StateSum, Steps, Storage};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor};
@@ -49,7 +49,7 @@ pub struct OdeSolve {
     pub field: Field,
     /// Tensors of the state.
     pub n_leaves: usize,
-    /// The time points; `None`: input 1 is a tensor of them and may want a gradient.
+    /// The time points; `None`: the input behind the state is a tensor of them and may want a gradient.
     pub times: Option<Arc<[f64]>>,
     /// Which points are outputs.
     pub points: Points,
@@ -122,6 +122,9 @@ impl OdeSolve {
     fn run(&self, cx: &Cx, inputs: &[&Tensor]) -> Result<(Outputs, Saved)> {
         let (y0, t, params) = self.split(inputs)?;
         self.options.precision.validate()?;
+        if let AdjointScaling::Dynamic(config) = &self.options.scaling {
+            config.validate()?;
+        }
         if y0.iter().any(|it| it.dtype().domain == Domain::Complex) {
             return Err(Error::ComplexState);
         }

@@ -232,9 +232,13 @@ mod tests {
         (1..=5).take_while(|order| trees.iter().filter(|it| it.0 == *order).all(met)).last().unwrap_or(0)
     }
 
+    fn methods() -> impl Iterator<Item = Method> {
+        Method::ALL.into_iter().chain([Method::BogackiShampine32, Method::DormandPrince54, Method::Tsitouras54])
+    }
+
     #[test]
     fn every_method_meets_the_order_conditions_of_its_order_and_no_more() {
-        for method in Method::ALL {
+        for method in methods() {
             let tableau = method.tableau();
             assert_eq!(order_of(tableau, tableau.b), tableau.order, "{method:?}");
             if let Some(embedded) = tableau.embedded {
@@ -248,7 +252,7 @@ mod tests {
 
     #[test]
     fn rows_sum_to_nodes() {
-        for tableau in Method::ALL.map(Method::tableau) {
+        for tableau in methods().map(Method::tableau) {
             assert_eq!((tableau.a.len(), tableau.c.len()), (tableau.n_stages(), tableau.n_stages()));
             for (j, (row, c)) in tableau.a.iter().zip(tableau.c).enumerate() {
                 assert_eq!(row.len(), j, "{}: row {j}", tableau.name);

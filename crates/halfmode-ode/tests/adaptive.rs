@@ -6,7 +6,9 @@ mod common;
 use common::{ALL, ALL_AND_TIME, Ask, LAST, Problem, double, mixed, on_one_thread, square, tanh_problem};
 use halfmode_autograd::{Tape, Var};
 use halfmode_nn::{Linear, Tanh};
-use halfmode_ode::{Error, Method, OdeOptions, OdePrecision, Points, StepControl, Steps, TimeChannel, VectorField};
+use halfmode_ode::{
+    Error, Method, OdeOptions, OdePrecision, Points, StateSum, StepControl, Steps, TimeChannel, VectorField,
+};
 use halfmode_precision::{Format, Precision};
 use halfmode_testkit::{Rng, rel_l2};
 use std::sync::Arc;
@@ -113,6 +115,43 @@ fn the_gradient_is_that_of_the_accepted_steps() {
             let want: f64 = last.iter().zip(up.iter().zip(&down)).map(|(y, (u, d))| y * (u - d) / (2.0 * h)).sum();
             assert!((got.grad_t[2] - want).abs() <= 1e-3 * want.abs(), "{method:?}: {} for {want}", got.grad_t[2]);
         }
+    });
+}
+
+/// With `atol = 0` a value that is 0 allows no error: its first step cannot follow from it.
+#[test]
+fn a_value_of_zero_needs_no_absolute_tolerance() {
+    on_one_thread(|device| {
+        let (problem, want) = circle();
+        for method in PAIRS {
+            let steps = Steps::Adaptive(StepControl::new(1e-6, 0.0));
+            let got = problem.solve(device, &OdeOptions { steps, ..double().method(method) }, LAST, &square).unwrap();
+            assert!(rel_l2(got.last(), &want) <= 1e-4, "{method:?}");
+        }
+    });
+}
+
+/// An infinite state allows every error, and is no step all the same: steps get shorter until a state in f16 loses them.
+#[test]
+fn no_step_leads_out_of_the_range_of_the_state() {
+    on_one_thread(|device| {
+        let field = |tape: &mut Tape, _: &Var, y: &Var, params: &[Var]| {
+            let y = tape.apply(Linear, &[y, &params[0]])?;
+            tape.apply(Tanh, &[&y])
+        };
+        // The slope is 1, the state at the end 66000: beyond f16.
+        let problem = Problem {
+            field: Arc::new(field),
+            params: vec![(vec![1, 1], vec![1.0])],
+            y0: (vec![1, 1], vec![65_000.0]),
+            times: vec![0.0, 1000.0],
+        };
+        let mut options = adaptive(double(), Method::DormandPrince54, 1e-2);
+        options.precision =
+            OdePrecision { state: StateSum::Plain(Precision::F16), ..OdePrecision::mixed(Precision::F16) };
+        let got = problem.solve(device, &options, LAST, &square).unwrap();
+        let largest = Format::from(Precision::F16).max();
+        assert!(got.last()[0] > 65_000.0 && got.last()[0] <= largest && got.record.n_rejected > 0, "{:?}", got.last());
     });
 }
 

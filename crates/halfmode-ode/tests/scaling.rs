@@ -293,6 +293,24 @@ fn a_velocity_that_is_not_finite_is_named_with_its_step() {
     });
 }
 
+/// Numbers that no scale can have are refused before anything is computed.
+#[test]
+fn wrong_numbers_of_the_scale_are_errors() {
+    on_one_thread(|device| {
+        let good = ScaleConfig::DEFAULT;
+        for (config, field) in [
+            (ScaleConfig { min_exponent: 8, max_exponent: -8, ..good }, "min_exponent"),
+            (ScaleConfig { max_exponent: 128, ..good }, "max_exponent"),
+            (ScaleConfig { growth_interval: u32::MAX, ..good }, "growth_interval"),
+            (ScaleConfig { target: Some(0.0), ..good }, "target"),
+        ] {
+            let options = dynamic().scaling(AdjointScaling::Dynamic(config));
+            let err = tanh_problem(2).solve(device, &options, LAST, &square).unwrap_err();
+            assert!(err.to_string().contains(field), "{err}");
+        }
+    });
+}
+
 /// A cotangent that is not finite, or a Jacobian that is not, is no matter of the scale.
 #[test]
 fn an_adjoint_that_is_not_finite_is_a_typed_error() {

@@ -86,7 +86,7 @@ impl PrecisionConfig {
         policy.pointwise = self.pointwise.unwrap_or(policy.pointwise);
         policy.saved = self.saved.unwrap_or(policy.saved);
         policy.saved_spectrum = self.saved_spectrum.unwrap_or(policy.saved_spectrum);
-        policy.norm = self.norm.unwrap_or(policy.norm);
+        policy.norm = self.norm.unwrap_or(OpPrecision::of(policy.pointwise.storage.accumulate()));
         policy.loss = self.loss.unwrap_or(policy.loss);
         policy.weights = self.weights.unwrap_or(policy.weights);
         policy.moments = self.moments.unwrap_or(policy.moments);
@@ -139,7 +139,7 @@ mod tests {
             pointwise = "f32"
             saved = "bf16"
             saved_spectrum = "f32"
-            norm = "f16"
+            norm = "f32"
             loss = "bf16"
             weights = "bf16"
             moments = "bf16"
@@ -154,7 +154,7 @@ mod tests {
         want.pointwise = OpPrecision::of(F32);
         want.saved = Bf16;
         want.saved_spectrum = F32;
-        want.norm = OpPrecision::of(F16);
+        want.norm = OpPrecision::of(F32);
         want.loss = OpPrecision::of(Bf16);
         want.weights = Bf16;
         want.moments = Bf16;
@@ -186,6 +186,11 @@ mod tests {
         assert_eq!(policy("format = 'f32'"), Err(Error::FormatNotHalf { format: F32 }));
         let error = policy("transform = { storage = 'f16', accumulate = 'f16' }");
         assert_eq!(error, Err(Error::AccumulateTooNarrow { op: "transform", storage: F16, accumulate: F16 }));
+        let f64_sums = OpPrecision { storage: F32, accumulate: Precision::F64 };
+        let error = policy("preset = 'full'\npointwise = { storage = 'f32', accumulate = 'f64' }");
+        assert_eq!(error, Err(Error::NotServed { op: "pointwise", found: f64_sums, served: OpPrecision::of(F32) }));
+        let message = policy("norm = 'bf16'").unwrap_err().to_string();
+        assert!(message.starts_with("norm = ") && message.contains("use norm = \"f32\""), "{message}");
         assert!(matches!(policy("loss = 'f64'"), Err(Error::DoubleWithHalf { .. })));
         assert!(matches!(policy("loss_scale = 100"), Err(Error::NotPowerOfTwo { .. })));
         let message = toml::from_str::<PrecisionConfig>("acumulate = 'f32'").unwrap_err().to_string();

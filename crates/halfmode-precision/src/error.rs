@@ -1,6 +1,6 @@
 //! The error type of this crate.
 
-use crate::{Format, Precision};
+use crate::{Format, OpPrecision, Precision};
 use thiserror::Error as ThisError;
 
 /// Everything that can go wrong in this crate.
@@ -40,6 +40,16 @@ pub enum Error {
         storage: Precision,
         /// The accumulation that was asked for.
         accumulate: Precision,
+    },
+    /// Sums of a kind that no kernel forms in this format.
+    #[error("{op} = {found}: no kernel computes like that beside these dense layers; use {op} = {served}")]
+    NotServed {
+        /// The op kind of the policy.
+        op: &'static str,
+        /// What was asked for.
+        found: OpPrecision,
+        /// What there is.
+        served: OpPrecision,
     },
     /// One policy names both f64 and a 16-bit format.
     #[error(

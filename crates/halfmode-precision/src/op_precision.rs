@@ -26,6 +26,17 @@ impl OpPrecision {
     }
 }
 
+/// As in configuration files.
+impl fmt::Display for OpPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OpPrecision { storage, accumulate } = self;
+        if *self == OpPrecision::of(*storage) {
+            return write!(f, "\"{storage}\"");
+        }
+        write!(f, "{{ storage = \"{storage}\", accumulate = \"{accumulate}\" }}")
+    }
+}
+
 impl Serialize for OpPrecision {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if *self == OpPrecision::of(self.storage) {

@@ -28,7 +28,7 @@ pub struct PrecisionPolicy {
     pub saved: Precision,
     /// Spectra kept for backward.
     pub saved_spectrum: Precision,
-    /// Norm layers: their statistics and the arithmetic on them.
+    /// Norm layers: their statistics and the arithmetic on them, in what dense layers form sums in.
     pub norm: OpPrecision,
     /// The loss and its gradient.
     pub loss: OpPrecision,
@@ -127,6 +127,7 @@ impl PrecisionPolicy {
     /// # Errors
     /// - [`Error::FormatNotHalf`] if `format` is not f16 or bf16.
     /// - [`Error::AccumulateTooNarrow`] if a sum is formed in halves or below its terms.
+    /// - [`Error::NotServed`] if sums of dense layers or norms are asked for in what no kernel of them forms.
     /// - [`Error::DoubleWithHalf`] if f64 and halves meet.
     /// - [`Error::MasterNotWider`] if the master copy has no more bits than the weights.
     /// - [`Error::SavedKey`] if a key of `saved_overrides` is not `"op.role"`.
@@ -155,6 +156,15 @@ impl PrecisionPolicy {
             }
         }
         self.validate_double()?;
+        let natural = self.pointwise.storage.accumulate();
+        for (op, found, served) in [
+            ("pointwise", self.pointwise, OpPrecision::of(self.pointwise.storage)),
+            ("norm", self.norm, OpPrecision::of(natural)),
+        ] {
+            if found != served {
+                return Err(Error::NotServed { op, found, served });
+            }
+        }
         self.loss_scale.validate()
     }
 

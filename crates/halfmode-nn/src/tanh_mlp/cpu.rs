@@ -10,10 +10,8 @@ use halfmode_precision::DType;
 use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Tensor, ViewMut};
 use rayon::prelude::*;
 
-/// Rows of a tile, at most: with two layers of 256 channels half a second cache.
-const MAX_TILE: usize = 256;
-/// And at least: fewer leave products too short for their panels.
-const MIN_TILE: usize = 32;
+/// Rows of a tile. Fixed, so that no result depends on the number of threads: small products may be summed otherwise.
+const TILE: usize = 128;
 /// Rows of a weight's gradient that a task brings out of panels.
 const BLOCK: usize = 32;
 /// Columns of a panel: two vector registers.
@@ -24,12 +22,6 @@ const DEPTH: usize = 256;
 /// First columns and widths of the panels of a matrix.
 fn panels(c: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..c).step_by(PANEL).map(move |first| (first, PANEL.min(c - first)))
-}
-
-/// Rows of a tile: as many tiles for each thread.
-fn tile_rows(device: &Device, n_rows: usize) -> usize {
-    let n_tiles = n_rows.div_ceil(MAX_TILE).next_multiple_of(device.n_threads().max(1)).max(1);
-    n_rows.div_ceil(n_tiles).max(MIN_TILE)
 }
 
 /// The columns of every weight in panels, `[layer][panel][c_out][width]`, without those of the time.
@@ -76,21 +68,17 @@ pub(super) fn forward<R: Real>(
     y: &mut Tensor,
 ) -> Result<()> {
     let (n_rows, c) = rows_of(x);
-    let n_tile = tile_rows(device, n_rows);
     let widest = layers.iter().map(|it| it.c_out.max(it.c_in)).max().unwrap_or(1);
-    let scratch = device.scratch(2 * n_tile * widest, R::PRECISION.bytes());
+    let scratch = device.scratch(2 * TILE * widest, R::PRECISION.bytes());
+    let widened = |layer: &Layer<'_>| layer.w.cast(R::PRECISION, Purpose::Workspace);
+    let weights = layers.iter().map(widened).collect::<std::result::Result<Vec<_>, _>>()?;
     if !device.launches() || y.numel() == 0 {
         return Ok(());
     }
     let x_view = x.view()?;
-    let mut own: Vec<Vec<R>> = Vec::new();
-    for layer in layers {
-        let w = layer.w.view()?;
-        own.push(if R::direct(w).is_some() { Vec::new() } else { vec![R::ZERO; w.len()] });
-    }
     let mut operands = Vec::with_capacity(layers.len());
-    for (idx, (layer, own)) in layers.iter().zip(&mut own).enumerate() {
-        let (w, mut b) = (layer.w.view()?.widened(own), layer.b.to_vec::<R>()?);
+    for (idx, (layer, w)) in layers.iter().zip(&weights).enumerate() {
+        let (w, mut b) = (R::direct(w.view()?).unwrap_or_default(), layer.b.to_vec::<R>()?);
         if idx == 0 && layer.stride > layer.c_in {
             let t = R::from_f64(t);
             b.iter_mut().zip(w.chunks_exact(layer.stride)).for_each(|(b, row)| *b += t * row[layer.c_in]);
@@ -99,10 +87,10 @@ pub(super) fn forward<R: Real>(
     }
     let c_last = layers.last().map_or(1, |it| it.c_out);
     // What each tile writes: the layers that are kept, and the last one.
-    let y_tiles = y.view_mut()?.chunks(n_tile * c_last);
+    let y_tiles = y.view_mut()?.chunks(TILE * c_last);
     let mut tasks: Vec<Vec<ViewMut<'_>>> = y_tiles.iter().map(|_| Vec::with_capacity(layers.len())).collect();
     for (hidden, layer) in hidden.iter_mut().zip(layers) {
-        let tiles = hidden.view_mut()?.chunks(n_tile * layer.c_out);
+        let tiles = hidden.view_mut()?.chunks(TILE * layer.c_out);
         tasks.iter_mut().zip(tiles).for_each(|(task, tile)| task.push(tile));
     }
     tasks.iter_mut().zip(y_tiles).for_each(|(task, y)| task.push(y));
@@ -120,9 +108,9 @@ pub(super) fn forward<R: Real>(
     device.run(|| {
         tasks.into_par_iter().enumerate().for_each(|(tile, mut kept)| {
             scratch.with::<R, _>(|scratch| {
-                let (mut buffer, mut other) = scratch.split_at_mut(n_tile * widest);
-                let start = tile * n_tile;
-                let n = n_tile.min(n_rows - start);
+                let (mut buffer, mut other) = scratch.split_at_mut(TILE * widest);
+                let start = tile * TILE;
+                let n = TILE.min(n_rows - start);
                 let x = x_view.slice(start * c..(start + n) * c);
                 // What a layer reads is in a tensor or, where that stores other numbers or there is none, in the buffer.
                 let mut stored = R::direct(x);
@@ -168,9 +156,8 @@ impl Backward<'_> {
         for layer in self.layers {
             inner.push(device.alloc_unwritten([n_rows, layer.c_out], dtype, Purpose::Workspace)?);
         }
-        let n_tile = tile_rows(device, n_rows);
         let widest = self.layers.iter().map(|it| it.c_in).max().unwrap_or(1);
-        let scratch = device.scratch(n_tile * (c + widest), R::PRECISION.bytes());
+        let scratch = device.scratch(TILE * (c + widest), R::PRECISION.bytes());
         let weights = packed::<R>(device, self.layers)?;
         if !device.launches() || n_rows == 0 {
             return Ok(inner);
@@ -179,9 +166,9 @@ impl Backward<'_> {
         let (g_view, c_last) = (g.view()?, rows_of(g).1);
         let hidden = self.hidden.iter().map(Tensor::view).collect::<std::result::Result<Vec<_>, _>>()?;
         let mut tasks: Vec<(ViewMut<'_>, Vec<ViewMut<'_>>)> =
-            gx.view_mut()?.chunks(n_tile * c).into_iter().map(|gx| (gx, Vec::new())).collect();
+            gx.view_mut()?.chunks(TILE * c).into_iter().map(|gx| (gx, Vec::new())).collect();
         for (inner, layer) in inner.iter_mut().zip(self.layers) {
-            let tiles = inner.view_mut()?.chunks(n_tile * layer.c_out);
+            let tiles = inner.view_mut()?.chunks(TILE * layer.c_out);
             tasks.iter_mut().zip(tiles).for_each(|(task, tile)| task.1.push(tile));
         }
         let product = |layer: &Layer<'_>, w: &[R], own: &[R], out: &mut [R]| {
@@ -194,8 +181,8 @@ impl Backward<'_> {
         device.run(|| {
             tasks.into_par_iter().enumerate().for_each(|(tile, (mut gx, mut inner))| {
                 scratch.with::<R, _>(|scratch| {
-                    let (n, first) = (gx.len() / c, tile * n_tile);
-                    let (last, wide) = scratch.split_at_mut(n_tile * c);
+                    let (n, first) = (gx.len() / c, tile * TILE);
+                    let (last, wide) = scratch.split_at_mut(TILE * c);
                     let mut rest: &mut [ViewMut<'_>] = &mut inner;
                     if let Some(own) = rest.last_mut().and_then(R::direct_mut) {
                         g_view.slice(first * c_last..(first + n) * c_last).widen(own);
