@@ -13,7 +13,8 @@ pub enum Steps {
     /// One step between any two time points.
     Grid,
     /// As many as the error estimate asks for, with an end at every time point. The steps that were accepted are the
-    /// discrete solve that is differentiated; where they lie inside an interval is a constant.
+    /// discrete solve that is differentiated; where they lie inside an interval is a constant. How many there will be is
+    /// not known before: on the planning device an interval is one step, so that a plan says what a solve takes at least.
     Adaptive(StepControl),
 }
 

@@ -112,12 +112,37 @@ impl StepKernels for Device {
     }
 }
 
+/// Scalars of a tile in double precision.
+const TILE: usize = 512;
+
+/// Calls with the values of tensors of one size in double precision, tile by tile and in order; on a CPU without copies of
+/// the whole.
+fn each_tile<const N: usize>(tensors: [&Tensor; N], mut work: impl FnMut([&[f64]; N])) -> Result<()> {
+    if !tensors.iter().all(|it| it.device().is_cpu()) {
+        let values = tensors.iter().map(|it| it.to_vec::<f64>()).collect::<std::result::Result<Vec<_>, _>>()?;
+        work(std::array::from_fn(|idx| values[idx].as_slice()));
+        return Ok(());
+    }
+    let views = tensors.iter().map(|it| it.view()).collect::<std::result::Result<Vec<_>, _>>()?;
+    let len = views.iter().map(|it| it.len()).min().unwrap_or(0);
+    let mut tiles = [[0.0; TILE]; N];
+    for start in (0..len).step_by(TILE) {
+        let mut pieces: [&[f64]; N] = [&[]; N];
+        for ((piece, view), tile) in pieces.iter_mut().zip(&views).zip(&mut tiles) {
+            *piece = view.slice(start..(start + TILE).min(len)).widened(tile);
+        }
+        work(pieces);
+    }
+    Ok(())
+}
+
 /// `sum a_i b_i`, in double precision.
 pub(crate) fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
-    if !a.device().launches() {
-        return Ok(0.0);
+    let mut sum = 0.0;
+    if a.device().launches() {
+        each_tile([a, b], |[a, b]| a.iter().zip(b).for_each(|(a, b)| sum += a * b))?;
     }
-    Ok(a.to_vec::<f64>()?.iter().zip(b.to_vec::<f64>()?).map(|(a, b)| a * b).sum())
+    Ok(sum)
 }
 
 /// Largest absolute value; infinite if a value is not finite. Where nothing is computed: 1.
@@ -129,16 +154,17 @@ pub(crate) fn max_abs(x: &Tensor) -> Result<f64> {
     if let Some(cuda) = x.device().as_cuda() {
         return crate::state_cuda::largest(cuda, x);
     }
-    let largest = |largest: f64, x: f64| if x.is_finite() { largest.max(x.abs()) } else { f64::INFINITY };
-    Ok(x.to_vec::<f64>()?.into_iter().fold(0.0, largest))
+    let larger = |largest: f64, x: &f64| if x.is_finite() { largest.max(x.abs()) } else { f64::INFINITY };
+    let mut largest = 0.0;
+    each_tile([x], |[x]| largest = x.iter().fold(largest, larger))?;
+    Ok(largest)
 }
 
 /// Sum of squares of an error over what it may be, `atol + rtol max(|y|, |z|)`, in double precision; not finite if
-/// something is not, a state too. `noise` is what an error may be from rounding alone; its square is taken off that of the error.
+/// something is not, a state too. `noise` is what an error may be from rounding alone; its square is taken off that of
+/// the error.
 pub(crate) fn error_sum(error: &Tensor, states: [&Tensor; 2], (rtol, atol): (f64, f64), noise: f64) -> Result<f64> {
-    let (error, [y, z]) = (error.to_vec::<f64>()?, states.map(Tensor::to_vec::<f64>));
-    let (y, z) = (y?, z?);
-    let share = |(error, (y, z)): (&f64, (&f64, &f64))| {
+    let share = |error: f64, y: f64, z: f64| {
         if !(y.is_finite() && z.is_finite()) {
             return f64::INFINITY;
         }
@@ -146,7 +172,13 @@ pub(crate) fn error_sum(error: &Tensor, states: [&Tensor; 2], (rtol, atol): (f64
         let allowed = atol + rtol * y.abs().max(z.abs());
         if beyond == 0.0 { 0.0 } else { beyond / allowed }
     };
-    Ok(error.iter().zip(y.iter().zip(&z)).map(share).map(|it| it * it).sum())
+    let mut sum = 0.0;
+    each_tile([error, states[0], states[1]], |[error, y, z]| {
+        for (error, (y, z)) in error.iter().zip(y.iter().zip(z)) {
+            sum += share(*error, *y, *z).powi(2);
+        }
+    })?;
+    Ok(sum)
 }
 
 #[cfg(test)]

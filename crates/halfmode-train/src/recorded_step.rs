@@ -16,8 +16,7 @@ use std::sync::Arc;
 /// The first step is launched, as it compiles kernels and makes tables.
 #[derive(Debug)]
 pub struct RecordedStep {
-    /// The model's parameters.
-    pub params: Params,
+    params: Params,
     optimizer: AdamW,
     policy: Arc<PrecisionPolicy>,
     scale: f64,
@@ -57,6 +56,12 @@ impl RecordedStep {
         RecordedStep { params, optimizer, policy, scale, scaler, progress: Progress::Fresh, records: true }
     }
 
+    /// The model's parameters.
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
     /// Whether steps are recorded (the default) or launched one by one: the same launches, the same bits.
     pub fn record(&mut self, records: bool) {
         self.records = records;
@@ -70,7 +75,8 @@ impl RecordedStep {
     }
 
     /// Takes a step. `loss` puts a loss of shape `[1]` on the tape; from the third step on it is not called any more, so
-    /// it must read its inputs from the same tensors each time, and wait for nothing.
+    /// it must read its inputs from the same tensors each time, and wait for nothing. Keep these tensors as long as steps
+    /// are taken, and write new samples into them: what is recorded is where they are.
     ///
     /// # Errors
     /// Those of `loss` and of the optimiser. The next step is launched again.

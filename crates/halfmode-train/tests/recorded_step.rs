@@ -79,7 +79,7 @@ fn train(
         .collect();
     assert_eq!(step.is_recorded(), records);
     assert!(seen[5] < seen[0], "{seen:?}");
-    seen.extend(step.params.list.iter().flat_map(|it| it.exact().to_vec::<f64>().unwrap()));
+    seen.extend(step.params().list.iter().flat_map(|it| it.exact().to_vec::<f64>().unwrap()));
     seen
 }
 
