@@ -307,6 +307,6 @@ mod tests {
         assert!(c.chunks(40).all(|row| row[..32].iter().all(|c| *c == 0.0) && row[32..].iter().all(|c| c.is_nan())));
         let mut c = [2.0; 512];
         product((16, 32, 0), Left::Rows(&[], 0), &[], &mut c, 32, true);
-        assert_eq!(c, [2.0; 512]);
+        assert_eq!(c.map(f32::to_bits), [2f32.to_bits(); 512]);
     }
 }
