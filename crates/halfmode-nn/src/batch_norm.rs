@@ -1,6 +1,6 @@
 //! Normalisation by the statistics of a batch, or by those that training has gathered.
 
-use crate::pointwise::{Grads, check_len, filled, rows_of, storage, weight_dtype};
+use crate::pointwise::{Grads, check_axes, check_len, check_real, filled, rows_of, storage, weight_dtype};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::DType;
 use halfmode_tensor::{Purpose, Real, Shape, Tensor, with_real};
@@ -28,7 +28,8 @@ pub enum BatchStatistics {
 /// `x`; the others are shared. Statistics of the batch are formed again.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the channel counts disagree.
+/// [`Error::Shape`](crate::Error::Shape) if the channel counts disagree, there are no channels or fewer than two axes;
+/// [`halfmode_tensor::Error::DType`] for complex operands.
 ///
 /// Source: `torch.nn.BatchNorm1d`, `2d` and `3d`, as neuraloperator uses them.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +62,8 @@ fn reciprocal_deviations(var: &[f64]) -> Vec<f64> {
 impl BatchNorm {
     fn run(self, cx: &Cx, x: &Tensor, affine: [&Tensor; 2], given: Option<[&Tensor; 2]>) -> crate::Result<Outputs> {
         let (rows, c) = rows_of(x);
+        check_real(self.name(), &[x, affine[0], affine[1]])?;
+        check_axes(self.name(), "x", x, 2)?;
         for (operand, tensor) in ["weight", "bias"].into_iter().zip(affine) {
             check_len(self.name(), operand, tensor, c)?;
         }

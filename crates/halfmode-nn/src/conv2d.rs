@@ -9,12 +9,13 @@ pub use reference::conv2d_reference;
 
 use crate::dense_weights::widen_weights;
 use crate::partial::part_ranges;
-use crate::pointwise::{Grads, check_len, storage};
+use crate::pointwise::{Grads, check_len, check_real, storage};
 use crate::row_map::sum_rows;
 use crate::rows::{add_bias, add_column_sums};
 use crate::{Error, Result};
 use cpu::{Correlation, adjoint_weights};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
+use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor, with_real};
 use smallvec::smallvec;
 
@@ -48,7 +49,8 @@ pub enum ConvKind {
 /// `x`, the input; `weight` is shared.
 ///
 /// # Errors
-/// [`Error::Shape`] if axes or channels disagree, [`Error::Kernel`] if nothing of the field is left.
+/// [`Error::Shape`] if axes or channels disagree or there are no channels, [`Error::Kernel`] if nothing of the field is
+/// left, and [`halfmode_tensor::Error`] for complex operands and for a padded field beyond the address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     /// The map or its transpose.
@@ -92,27 +94,36 @@ impl Conv2d {
         };
         let [k1, k2, c_in, c_out] = w[..] else { return wrong("weight", [1; 4], w) };
         let [batch, n1, n2, c] = x[..] else { return wrong("x", [1, 1, 1, c_in], x) };
-        let (kernel, [p1, p2]) = ([k1, k2], self.padding.map(|p| p as isize));
+        if c_in == 0 || c_out == 0 {
+            return wrong("weight", [k1, k2, c_in.max(1), c_out.max(1)], w);
+        }
+        // Sums of a few extents fit 128 bits.
+        let (kernel, [p1, p2]) = ([k1, k2], self.padding.map(|p| p as i128));
         let (c_x, c_y, pad) = match self.kind {
             ConvKind::Forward => (c_in, c_out, [p1, p2]),
-            ConvKind::Transposed => (c_out, c_in, [k1 as isize - 1 - p1, k2 as isize - 1 - p2]),
+            ConvKind::Transposed => (c_out, c_in, [k1 as i128 - 1 - p1, k2 as i128 - 1 - p2]),
         };
         if c != c_x {
             return wrong("x", [batch, n1, n2, c_x], x);
         }
-        let [y1, y2] = [0, 1].map(|axis| {
-            let size = [n1, n2][axis] as isize + 2 * pad[axis] + 1 - kernel[axis] as isize;
-            usize::try_from(size).unwrap_or(0)
-        });
-        if y1 == 0 || y2 == 0 || k1 == 0 || k2 == 0 {
+        let [y1, y2] = [0, 1].map(|axis| [n1, n2][axis] as i128 + 2 * pad[axis] + 1 - kernel[axis] as i128);
+        if y1 <= 0 || y2 <= 0 || k1 == 0 || k2 == 0 {
             return Err(Error::Kernel { op: self.op_name(), kernel, padding: self.padding, field: [n1, n2] });
         }
-        Ok(Correlation { batch, x: [n1, n2], c_x, y: [y1, y2], c_y, kernel, pad })
+        // The field with what lies around it, of which a part is in scratch.
+        let [m1, m2] = [0, 1].map(|axis| [y1, y2][axis] + kernel[axis] as i128 - 1).map(saturated);
+        let padded = Shape::from([batch.max(1), m1, m2, c_x.max(c_y)]);
+        if padded.checked_numel().is_none_or(|n| n > isize::MAX as usize / 8) {
+            let dtype = DType::real(Precision::F64);
+            return Err(halfmode_tensor::Error::TooLarge { shape: padded, dtype }.into());
+        }
+        let (y, pad) = ([y1, y2].map(saturated), pad.map(|p| p as isize));
+        Ok(Correlation { batch, x: [n1, n2], c_x, y, c_y, kernel, pad })
     }
 
     /// The weight as [`Correlation`] wants it: accumulators, turned round for the transpose.
-    pub(crate) fn panels(self, w: &Tensor) -> Result<Tensor> {
-        let wide = widen_weights(w.precision().accumulate(), &[w])?.remove(0);
+    pub(crate) fn panels(self, cx: &Cx, w: &Tensor) -> Result<Tensor> {
+        let wide = widen_weights(cx.policy.pointwise.storage.accumulate(), &[w])?.remove(0);
         match self.kind {
             ConvKind::Forward => Ok(wide),
             ConvKind::Transposed => adjoint_weights(&wide),
@@ -120,15 +131,17 @@ impl Conv2d {
     }
 
     fn run(self, cx: &Cx, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        check_real(self.op_name(), &[x, w])?;
         let sizes = self.correlation(x.shape(), w.shape())?;
         if let Some(bias) = bias {
+            check_real(self.op_name(), &[bias])?;
             check_len(self.op_name(), "bias", bias, sizes.c_y)?;
         }
         #[cfg(feature = "cuda")]
         if !cx.device.is_cpu() {
             return cuda::run(self, cx, sizes, [x, w], bias);
         }
-        let w = self.panels(w)?;
+        let w = self.panels(cx, w)?;
         let mut y = cx.device.alloc_unwritten(sizes.output_shape(), storage(cx), Purpose::Activation)?;
         with_real!(cx.policy.pointwise.storage, R => {
             let bias = match bias {
@@ -158,6 +171,11 @@ impl Conv2d {
         }
         Ok(grads)
     }
+}
+
+/// A size in 64 bits, or the largest such number.
+fn saturated(n: i128) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 /// The gradient by the weight of `<image, K field>`.

@@ -2,6 +2,7 @@
 //! per tile.
 
 use crate::Result;
+use crate::pointwise::{accumulators, not_accumulators};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Real, Tensor, with_real};
 
@@ -18,13 +19,12 @@ pub(crate) fn transpose_weight(w: &Tensor) -> Result<Tensor> {
     let device = w.device();
     let mut w_t = device.alloc_unwritten([c_in, c_out], DType::real(w.precision()), Purpose::Workspace)?;
     if device.launches() {
-        let w_view = w.view()?;
         let mut out = w_t.view_mut()?;
         with_real!(w.precision(), R => {
-            if let (Some(w), Some(w_t)) = (<R as Real>::direct(w_view), <R as Real>::direct_mut(&mut out)) {
-                for (i, row) in w_t.chunks_exact_mut(c_out.max(1)).enumerate() {
-                    row.iter_mut().enumerate().for_each(|(o, w_t)| *w_t = w[o * c_in + i]);
-                }
+            let from = accumulators::<R>("transpose", "weight", w)?;
+            let to = R::direct_mut(&mut out).ok_or_else(|| not_accumulators::<R>("transpose", "weight", w.dtype()))?;
+            for (i, row) in to.chunks_exact_mut(c_out.max(1)).enumerate() {
+                row.iter_mut().enumerate().for_each(|(o, to)| *to = from[o * c_in + i]);
             }
         });
     }

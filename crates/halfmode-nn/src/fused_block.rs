@@ -11,6 +11,7 @@ use crate::dense_weights::{transpose_weight, widen_weights};
 use crate::fno_block::{Activation, BlockInputs, FnoBlock, Stabilizer};
 use crate::mode_mix::{mode_mix_bwd, mode_mix_fwd};
 use crate::partial::{Partial, part_ranges, split_sums};
+use crate::pointwise::accumulators;
 use crate::rows::{
     add, add_bias, add_column_sums, add_gated, add_tanh_grad, gate_grads, linear, linear_grad_w, linear_grad_x,
     scale_by,
@@ -129,7 +130,7 @@ struct Dense<'a, R> {
 
 impl<'a, R: Real> Dense<'a, R> {
     fn new(weights: &'a DenseWeights) -> Result<Self> {
-        let scalars = |w: &'a Tensor| -> Result<&'a [R]> { Ok(R::direct(w.view()?).unwrap_or_default()) };
+        let scalars = |w: &'a Tensor| accumulators::<R>("fno_block", "weight", w);
         let (wide, [skip_t, w1_t, w2_t]) = (&weights.wide, &weights.transposed);
         Ok(Dense {
             bias: scalars(&wide[0])?,

@@ -7,6 +7,9 @@
 //!
 //! With the unit vectors as directions the trace of a Jacobian is exact; with one direction of random signs it is
 //! Hutchinson's estimate, whose mean is the trace.
+//!
+//! Complex operands, jets without channels or with fewer than two axes, and operands of other shapes than the jet's are
+//! errors. So is a GPU (`OnGpu`): these ops have no kernels of their own there.
 
 mod ends;
 mod maps;

@@ -4,7 +4,7 @@ pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 
-use crate::pointwise::{Grads, check_len, rows_of, storage, weight_dtype};
+use crate::pointwise::{Grads, check_axes, check_len, check_real, rows_of, storage, weight_dtype};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_tensor::{Device, Purpose, Target, Tensor};
@@ -22,7 +22,7 @@ pub enum NormKind {
 }
 
 /// `y = (x - mean) / sqrt(var + 1e-5)`, then times `weight` plus `bias` but for [`NormKind::Instance`].
-/// The variance is the biased one; statistics are summed in f64.
+/// The variance is the biased one. Statistics are summed in f64; on the CPU tiles of 64 rows are in the accumulator.
 ///
 /// # Shapes
 /// - input 0, `x`: `[batch, …, c]`, real
@@ -33,7 +33,8 @@ pub enum NormKind {
 /// `x`; `weight` is shared. Statistics are formed again.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the channel counts disagree.
+/// [`Error::Shape`](crate::Error::Shape) if the channel counts disagree, there are no channels or fewer than two axes;
+/// [`halfmode_tensor::Error::DType`] for complex operands.
 ///
 /// Source: `torch.nn.functional.instance_norm`, `torch.nn.InstanceNorm2d(c, affine=True)` and `torch.nn.GroupNorm(1, c)`.
 #[derive(Clone, Copy, Debug)]
@@ -193,6 +194,8 @@ impl Op for FieldNorm {
         };
         let dims = Dims::new(self.0, x);
         let run = || -> Result<Tensor> {
+            check_real(self.name(), inputs)?;
+            check_axes(self.name(), "x", x, 2)?;
             for (operand, tensor) in ["weight", "bias"].into_iter().zip(affine.iter().flatten()) {
                 check_len(self.name(), operand, tensor, dims.c)?;
             }

@@ -1,7 +1,7 @@
 //! A mean of planar flows and its divergence as one op.
 
 use crate::partial::{Partial, part_ranges, split_sums};
-use crate::pointwise::{Grads, check_len, on_the_host, rows_of, storage, weight_dtype};
+use crate::pointwise::{Grads, check_axes, check_len, check_real, on_the_host, rows_of, storage, weight_dtype};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_tensor::{Purpose, Real, Shape, Tensor, View, with_real};
@@ -27,7 +27,8 @@ use smallvec::smallvec;
 /// the gradient of the coefficients is given in it.
 ///
 /// # Errors
-/// [`Error::Shape`] if the coefficients are no whole number of flows. A GPU has no kernel of it alone; a solve over
+/// [`Error::Shape`] if the coefficients are no whole number of flows, [`halfmode_tensor::Error::DType`] for complex
+/// operands. A GPU has no kernel of it alone; a solve over
 /// given times has one of its own there.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanarFlow;
@@ -221,15 +222,9 @@ fn shapes(z: &Tensor) -> [Shape; 2] {
 
 fn forward(cx: &Cx, z: &Tensor, coefficients: &Tensor) -> Result<[Tensor; 2]> {
     on_the_host(&cx.device)?;
+    check_real(NAME, &[z, coefficients])?;
+    check_axes(NAME, "z", z, 1)?;
     let (n_rows, d) = rows_of(z);
-    if d == 0 {
-        return Err(Error::Shape {
-            op: NAME,
-            operand: "z",
-            expected: Shape::from([n_rows, 1]),
-            found: z.shape().clone(),
-        });
-    }
     n_flows(coefficients, d)?;
     let [of_v, of_m] = shapes(z);
     let mut v = cx.device.alloc_unwritten(of_v, storage(cx), Purpose::Activation)?;
@@ -324,8 +319,10 @@ fn backward(cx: &Cx, [z, coefficients]: [&Tensor; 2], grads: [Option<&Tensor>; 2
                 }
             });
         }));
-        let sums = partial.finish::<R>(&cx.device, &[&[len]])?;
-        let sums = sums.first().map_or(Ok(Vec::new()), Tensor::to_vec::<R>)?;
+        let sums = {
+            let sums = partial.finish::<R>(&cx.device, &[&[len]])?;
+            sums.first().map_or(Ok(Vec::new()), Tensor::to_vec::<R>)?
+        };
         let values = flows.coefficient_grads(&sums);
         let shape = coefficients.shape().clone();
         Ok([gz, Tensor::from_slice(&cx.device, &values, shape, R::PRECISION, Purpose::Grad)?])

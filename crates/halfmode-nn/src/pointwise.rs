@@ -9,7 +9,7 @@ use crate::row_map::{map_rows, sum_rows};
 use crate::rows::{add_bias, add_column_products, add_column_sums, linear, linear_grad_w, linear_grad_x, scale_by};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::DType;
+use halfmode_precision::{DType, Domain, Precision};
 #[cfg(feature = "cuda")]
 use halfmode_tensor::cuda::Source;
 use halfmode_tensor::{Device, Elementwise, Purpose, Real, Shape, Target, Tensor, with_real};
@@ -250,6 +250,37 @@ pub(crate) fn check_len(op: &'static str, operand: &'static str, w: &Tensor, exp
         return Ok(());
     }
     Err(Error::Shape { op, operand, expected: Shape::from([expected]), found: w.shape().clone() })
+}
+
+/// Refuses complex operands.
+pub(crate) fn check_real(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
+    Ok(inputs.iter().try_for_each(|it| it.expect_domain(op, "inputs", Domain::Real))?)
+}
+
+/// Refuses fewer than `rank` axes, and a last axis without channels.
+pub(crate) fn check_axes(op: &'static str, operand: &'static str, x: &Tensor, rank: usize) -> Result<()> {
+    let mut expected = x.shape().to_vec();
+    while expected.len() < rank {
+        expected.insert(0, 1);
+    }
+    if let Some(channels) = expected.last_mut() {
+        *channels = (*channels).max(1);
+    }
+    if x.shape()[..] == expected[..] {
+        return Ok(());
+    }
+    Err(Error::Shape { op, operand, expected: expected.into(), found: x.shape().clone() })
+}
+
+/// A tensor's scalars, which are stored as accumulators.
+pub(crate) fn accumulators<'a, R: Real>(op: &'static str, operand: &'static str, x: &'a Tensor) -> Result<&'a [R]> {
+    R::direct(x.view()?).ok_or_else(|| not_accumulators::<R>(op, operand, x.dtype()))
+}
+
+/// What is said of a tensor that is not stored as accumulators.
+pub(crate) fn not_accumulators<R: Real>(op: &'static str, operand: &'static str, found: DType) -> Error {
+    let expected = if R::PRECISION == Precision::F64 { "f64" } else { "f32" };
+    halfmode_tensor::Error::DType { op, operand, expected, found }.into()
 }
 
 /// A small tensor as accumulators; nothing where kernels do not run.

@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::pointwise::{Grads, storage};
+use crate::pointwise::{Grads, check_real, storage};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_tensor::{Purpose, Real, Shape, Tensor, with_real};
@@ -20,7 +20,8 @@ use smallvec::smallvec;
 /// Nothing.
 ///
 /// # Errors
-/// [`Error::Shape`] for another field, [`Error::Kernel`] for a window that is empty or larger than the field.
+/// [`Error::Shape`] for another field, [`Error::Kernel`] for a window that is empty or larger than the field,
+/// [`halfmode_tensor::Error::DType`] for a complex field; on a GPU an error for 2^30 windows or points of one and more.
 ///
 /// Source: `torch.nn.functional.avg_pool2d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,7 @@ impl AveragePool {
 
     fn run(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         let (field, window) = (self.field, self.window);
+        check_real(self.name(), &[x])?;
         let [batch, n1, n2, c] = x.shape()[..] else { return self.wrong(x) };
         if [n1, n2] != field {
             return self.wrong(x);

@@ -7,7 +7,7 @@ use crate::conv2d::cpu::{Correlation, Pair};
 use crate::norm::cpu::{Statistics, add_products, scale_rows};
 use crate::norm::{Dims, NormKind};
 use crate::partial::part_ranges;
-use crate::pointwise::{Grads, check_len, storage, weight_dtype};
+use crate::pointwise::{Grads, check_len, check_real, not_accumulators, storage, weight_dtype};
 use crate::relu::{relu, relu_grad};
 use crate::rows::{add_bias, add_column_sums, add_gated};
 use crate::{Conv2d, ConvKind, FieldNorm, Negate, Relu, Result};
@@ -27,7 +27,9 @@ use smallvec::smallvec;
 /// - input 1, `w`: `[k_1, k_2, c_in, c_out]`; input 2, `b`: `[c_out]`
 ///
 /// # Saved for backward
-/// `x` and `hidden`, `relu(K x + b)`; `weight` is shared. The norm is formed again; a GPU keeps its `statistics`.
+/// `x` and `hidden`, `relu(K x + b)`; `weight` is shared. The norm is formed again. On a GPU `bias` is shared, too, and
+/// the norm's `statistics` are kept beside `hidden`; where the fused kernels do not serve (other storage than halves,
+/// channels that are not in eights) neither is kept, and backward runs the forward pass again by small ops.
 ///
 /// # Errors
 /// Those of [`Conv2d`].
@@ -63,6 +65,7 @@ impl SymmetricConv {
     }
 
     fn sizes(self, x: &Tensor, w: &Tensor, b: &Tensor) -> Result<[Correlation; 2]> {
+        check_real(NAME, &[x, w, b])?;
         let forward = self.conv(ConvKind::Forward).correlation(x.shape(), w.shape())?;
         check_len(NAME, "bias", b, forward.c_y)?;
         Ok([forward, self.conv(ConvKind::Transposed).correlation(&forward.output_shape(), w.shape())?])
@@ -70,7 +73,7 @@ impl SymmetricConv {
 
     fn run(self, cx: &Cx, [x, w, b]: [&Tensor; 3]) -> Result<[Tensor; 2]> {
         let [forward, transposed] = self.sizes(x, w, b)?;
-        let panels = self.conv(ConvKind::Forward).panels(w)?;
+        let panels = self.conv(ConvKind::Forward).panels(cx, w)?;
         let mut hidden = cx.device.alloc_unwritten(forward.output_shape(), storage(cx), Purpose::Activation)?;
         let mut y = cx.device.alloc_unwritten(transposed.output_shape(), storage(cx), Purpose::Activation)?;
         with_real!(cx.policy.pointwise.storage, R => {
@@ -81,7 +84,7 @@ impl SymmetricConv {
             };
             forward.run::<R>(&cx.device, x, &panels, &mut hidden, |_, _| {}, rectified)?;
             drop(panels);
-            let panels = self.conv(ConvKind::Transposed).panels(w)?;
+            let panels = self.conv(ConvKind::Transposed).panels(cx, w)?;
             let norm = Norm::<R>::of(&cx.device, &hidden)?;
             let negated = |_, y: &mut [R]| negate(y);
             transposed.run::<R>(&cx.device, &hidden, &panels, &mut y, |b, h| norm.apply(b, h), negated)?;
@@ -97,14 +100,14 @@ impl SymmetricConv {
             let norm = Norm::<R>::of(&cx.device, hidden)?;
             let accumulate = DType::real(R::PRECISION);
             let mut inner = cx.device.alloc_unwritten(hidden.shape().clone(), accumulate, Purpose::Activation)?;
-            let panels = of_forward.panels(w)?;
+            let panels = of_forward.panels(cx, w)?;
             // The transpose of -K^T is -K.
             let negated = |_, g: &mut [R]| negate(g);
             let image = of_forward.correlation(g.shape(), w.shape())?;
             image.run::<R>(&cx.device, g, &panels, &mut inner, |_, _| {}, negated)?;
             drop(panels);
             let grad_b = norm.pull_back(cx, hidden, &mut inner)?;
-            let panels = of_transposed.panels(w)?;
+            let panels = of_transposed.panels(cx, w)?;
             let mut gx = cx.device.alloc_unwritten(x.shape().clone(), storage(cx), Purpose::Activation)?;
             transposed.run::<R>(&cx.device, &inner, &panels, &mut gx, |_, _| {}, |_, _| {})?;
             drop(panels);
@@ -194,16 +197,14 @@ impl<R: Real> Norm<R> {
         if !cx.device.launches() {
             return Ok(grad_b);
         }
-        let hidden = hidden.view()?;
-        let tasks = g.view_mut()?.chunks((dims.rows * c).max(1));
+        let (hidden, dtype) = (hidden.view()?, g.dtype());
+        let mut g = g.view_mut()?;
+        let g = R::direct_mut(&mut g).ok_or_else(|| not_accumulators::<R>(NAME, "gradient", dtype))?;
         let sums = cx.device.run(|| {
-            let sample = |(b, mut g): (usize, halfmode_tensor::ViewMut<'_>)| {
-                scratch.with::<R, _>(|scratch| match R::direct_mut(&mut g) {
-                    Some(g) => self.pull_back_sample(b, hidden.slice(dims.sample(b)), g, scratch),
-                    None => Vec::new(),
-                })
+            let sample = |(b, g): (usize, &mut [R])| {
+                scratch.with::<R, _>(|scratch| self.pull_back_sample(b, hidden.slice(dims.sample(b)), g, scratch))
             };
-            tasks.into_par_iter().enumerate().map(sample).collect::<Vec<_>>()
+            g.par_chunks_mut((dims.rows * c).max(1)).enumerate().map(sample).collect::<Vec<_>>()
         });
         let mut total = vec![0.0; c];
         for sums in sums.unwrap_or_default() {

@@ -3,7 +3,7 @@
 mod cpu;
 mod tiled;
 
-use crate::pointwise::{Grads, check_len, on_the_host, rows_of, storage};
+use crate::pointwise::{Grads, check_axes, check_len, check_real, on_the_host, rows_of, storage};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{DType, Precision};
@@ -28,10 +28,13 @@ pub enum TimeColumn {
 ///
 /// # Saved for backward
 /// `x`, and `hidden`, what each tanh returned; weights are shared. Between layers all values are accumulators: what is
-/// rounded is what is kept.
+/// rounded is what is kept. Where all operands are bf16 and the processor has tile registers (AMX), their products take
+/// bf16 numbers: there each layer's values, and the gradients by them, are rounded to bf16 between layers, kept or not.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if channels disagree.
+/// [`Error::Shape`](crate::Error::Shape) if channels disagree, `x` has none, or `t` is not one number;
+/// [`halfmode_tensor::Error::DType`] for complex operands; `OnGpu` on a GPU, which has no kernel of it alone: a solve
+/// has one of its own there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TanhMlp(pub TimeColumn);
 
@@ -85,6 +88,10 @@ impl TanhMlp {
 
     fn run(self, cx: &Cx, x: &Tensor, t: Option<&Tensor>, weights: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         on_the_host(&cx.device)?;
+        check_axes(NAME, "x", x, 1)?;
+        if let Some(t) = t {
+            check_len(NAME, "t", t, 1)?;
+        }
         let layers = self.layers(x, weights)?;
         let n_rows = rows_of(x).0;
         let mut shape = x.shape().to_vec();
@@ -119,6 +126,7 @@ impl Op for TanhMlp {
         if inputs.len() < before + 2 || (inputs.len() - before) % 2 == 1 {
             return Err(halfmode_autograd::Error::Arity { op: NAME, expected: before + 2, found: inputs.len() });
         }
+        check_real(NAME, inputs).map_err(|err| err.in_op(NAME))?;
         let (head, weights) = inputs.split_at(before);
         let (y, hidden) = self.run(cx, head[0], head.get(1).copied(), weights).map_err(|err| err.in_op(NAME))?;
         let mut saved = Saved::new(NAME).keep(cx, "x", head[0])?;

@@ -341,6 +341,69 @@ fn weights_are_stored_in_the_order_of_the_kernel() {
     assert_eq!(spec.to_file(&stored), file);
 }
 
+/// Weights keep a format of their own: results are those of the same numbers in the accumulator's.
+#[test]
+fn weights_of_another_format_are_read_too() {
+    let device = Device::cpu(2).unwrap();
+    for (storage, weight) in [
+        (Precision::F64, Precision::F32),
+        (Precision::F64, Precision::F16),
+        (Precision::F32, Precision::F64),
+        (Precision::Bf16, Precision::F64),
+    ] {
+        let cx = Cx::new(&device, &policy(storage));
+        for kind in [ConvKind::Forward, ConvKind::Transposed] {
+            let (conv, mut rng) = (Conv2d { kind, padding: [1, 0] }, Rng::new(4));
+            let (x, w) = (rng.tensor(&device, &[2, 5, 6, 3], storage), rng.tensor(&device, &[3, 2, 3, 3], weight));
+            let wide = w.cast(storage.accumulate(), Purpose::Param).unwrap();
+            let n = conv.forward(&cx, &[&x, &w]).unwrap().0[0].numel();
+            let [got, want] = [w, wide].map(|w| run(&cx, Box::new(conv), &[x.clone(), w], &Rng::new(5).normals(n)));
+            assert!(got.concat().iter().all(|it| it.is_finite()), "{kind:?}: {weight} under {storage}");
+            assert_eq!(got, want, "{kind:?}: {weight} under {storage}");
+        }
+    }
+}
+
+/// Means and the way back, loop by loop in double precision.
+fn pool_reference(pool: AveragePool, [batch, c]: [usize; 2], x: &[f64], g: &[f64]) -> [Vec<f64>; 2] {
+    let AveragePool { field: [n1, n2], window: [w1, w2] } = pool;
+    let (m1, m2, share) = (n1 / w1, n2 / w2, 1.0 / (w1 * w2) as f64);
+    let (mut y, mut gx) = (vec![0.0; batch * m1 * m2 * c], vec![0.0; x.len()]);
+    for (b, i, j) in (0..batch).flat_map(|b| (0..m1).flat_map(move |i| (0..m2).map(move |j| (b, i, j)))) {
+        for (d1, d2, channel) in (0..w1).flat_map(|d1| (0..w2).flat_map(move |d2| (0..c).map(move |c| (d1, d2, c)))) {
+            let to = ((b * m1 + i) * m2 + j) * c + channel;
+            let from = ((b * n1 + i * w1 + d1) * n2 + j * w2 + d2) * c + channel;
+            y[to] += share * x[from];
+            gx[from] = share * g[to];
+        }
+    }
+    [y, gx]
+}
+
+/// A mean and its gradient round once; a sum of a window's points as sums do.
+#[test]
+fn pools_are_their_definition() {
+    let devices = devices().into_iter().chain(gpu());
+    for device in devices {
+        for (field, window) in
+            [([4, 6], [2, 2]), ([5, 7], [2, 3]), ([3, 5], [3, 5]), ([1, 9], [1, 4]), ([6, 1], [5, 1])]
+        {
+            let pool = AveragePool { field, window };
+            for precision in Precision::ALL {
+                let cx = Cx::new(&device, &policy(precision));
+                let x = Rng::new(3).tensor(&device, &[2, field[0], field[1], 3], precision);
+                let n = 2 * (field[0] / window[0]) * (field[1] / window[1]) * 3;
+                let g = rounded(&Rng::new(4).normals(n), precision);
+                let want = pool_reference(pool, [2, 3], &values(&x), &g);
+                let got = run(&cx, Box::new(pool), &[x], &g);
+                let bound = tol(precision, window[0] * window[1]);
+                assert_close!(format!("y of {pool:?} in {precision}"), got[0], want[0], bound);
+                assert_close!(format!("gx of {pool:?} in {precision}"), got[1], want[1], bound);
+            }
+        }
+    }
+}
+
 #[test]
 fn pools_and_rectifiers_have_gradients_and_precisions() {
     check_pools(&Device::cpu(2).unwrap());
@@ -400,6 +463,12 @@ fn wrong_sizes_are_errors_that_say_what_to_do() {
     assert!(said(&Conv2d::new(2), &[&x, &w, &zeros(&[3])]).contains("`bias`"));
     assert!(said(&Conv2d::new(2), &[&x]).contains("takes 3 inputs"));
     assert!(said(&Conv2d::transposed(4), &[&zeros(&[1, 4, 4, 2]), &w]).contains("conv_transpose2d"));
+    // Paddings beyond every address space, or beyond that of the field with them.
+    let nothing = Conv2d { kind: ConvKind::Transposed, padding: [usize::MAX; 2] };
+    assert!(said(&nothing, &[&zeros(&[1, 4, 4, 2]), &w]).contains("nothing is left"));
+    for padding in [usize::MAX, usize::MAX / 2, 1 << 62, 1 << 40] {
+        assert!(said(&Conv2d::new(padding), &[&x, &w]).contains("overflows the address space"), "{padding}");
+    }
     assert!(said(&AveragePool::halving([1, 4]), &[&zeros(&[1, 1, 4, 3])]).contains("kernel of 2 x 2"));
     assert!(said(&AveragePool::halving([2, 4]), &[&x]).contains("`x`"));
 }

@@ -237,6 +237,27 @@ fn the_second_output_is_minus_the_divergence_of_the_first() {
     }
 }
 
+/// The planning device counts every byte of a run, in each format.
+#[test]
+fn plans_count_every_byte() {
+    for precision in Precision::ALL {
+        let cpu = Device::cpu(2).unwrap();
+        // More flows than rows, so that sums and gradients of the coefficients are what counts most.
+        for (shape, n) in [([700, 3], 5), ([3, 2], 400)] {
+            let peaks = [cpu.clone(), cpu.twin()].map(|device| {
+                device.reset_peak();
+                let given = inputs(&device, (&shape, n), precision, 5);
+                let ones = vec![1.0; shape[0] * shape[1]];
+                drop(run_op(&Cx::new(&device, &policy(precision)), Box::new(PlanarFlow), &given, &ones));
+                device.memory()
+            });
+            for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
+                assert_eq!(run.peak, planned.peak, "{purpose} in {precision}, {n} flows");
+            }
+        }
+    }
+}
+
 /// A gradient that is not there is zero, and half a flow is refused.
 #[test]
 fn one_gradient_may_be_missing_and_half_a_flow_is_refused() {

@@ -62,6 +62,23 @@ impl Case {
     }
 }
 
+/// Weights keep a format of their own: results are those of the same numbers in the accumulator's.
+#[test]
+fn weights_of_another_format_are_read_too() {
+    let device = Device::cpu(2).unwrap();
+    for (storage, weight) in [(Precision::F64, Precision::F32), (Precision::F32, Precision::F64)] {
+        let case = Case { op: SymmetricConv { padding: [1, 1] }, field: [2, 5, 4, 3], weight: [3, 3, 3, 6], seed: 7 };
+        let (cx, inputs) = (Cx::new(&device, &policy(storage)), case.inputs(&device, storage));
+        let g = Rng::new(8).normals(inputs[0].numel());
+        let [narrow, wide] = [weight, storage].map(|precision| {
+            let w = inputs[1].cast(weight, Purpose::Param).unwrap().cast(precision, Purpose::Param).unwrap();
+            case.fused(&cx, &[inputs[0].clone(), w, inputs[2].clone()], &g)
+        });
+        assert!(narrow.concat().iter().all(|it| it.is_finite()), "{weight} under {storage}");
+        assert_eq!(narrow, wide, "{weight} under {storage}");
+    }
+}
+
 proptest! {
     #![proptest_config(cases(48))]
 

@@ -209,4 +209,23 @@ fn wrong_sizes_are_errors_that_name_the_operand() {
     assert!(said(&[&x, &zeros(&[4, 5]), &b]).contains("expected shape [4, 3] for `weight`"));
     assert!(said(&[&x, &w, &zeros(&[3])]).contains("`bias`"));
     assert!(said(&[&x, &w]).contains("takes 3 inputs"));
+    let (t, wide) = (|n| zeros(&[n]), zeros(&[4, 4]));
+    for n in [0, 5] {
+        let err = TanhMlp(TimeColumn::Last).forward(&cx, &[&x, &t(n), &wide, &b]).unwrap_err().to_string();
+        assert!(err.contains("expected shape [1] for `t`"), "{err}");
+    }
+}
+
+/// Sums over no rows are zero, in every format.
+#[test]
+fn an_empty_batch_has_gradients_of_zero() {
+    let device = Device::cpu(2).unwrap();
+    for precision in Precision::ALL {
+        let case = Case { time: TimeColumn::Last, rows: vec![0], widths: vec![3, 7, 2], seed: 4 };
+        let results = case.fused(&Cx::new(&device, &policy(precision)), &case.inputs(&device, precision), &[]);
+        assert!(results[0].is_empty() && results[1].is_empty(), "{precision}");
+        let lens: Vec<usize> = results[2..].iter().map(Vec::len).collect();
+        assert_eq!(lens, [1, 28, 7, 14, 2], "{precision}");
+        assert!(results.concat().iter().all(|it| *it == 0.0), "{precision}: {results:?}");
+    }
 }

@@ -57,9 +57,11 @@ impl<'a, R> MatMut<'a, R> {
     }
 }
 
-/// The largest offset of an m x n matrix, plus one; 0 when it is empty.
-fn extent(m: usize, n: usize, row: usize, col: usize) -> usize {
-    if m == 0 || n == 0 { 0 } else { (m - 1) * row + (n - 1) * col + 1 }
+/// Whether an m x n matrix with these strides lies inside `len` scalars. An empty one does.
+pub(crate) fn fits((m, n): (usize, usize), row: usize, col: usize, len: usize) -> bool {
+    let last = |n: usize, stride: usize| n.checked_sub(1).map_or(Some(0), |n| n.checked_mul(stride));
+    let end = last(m, row).zip(last(n, col)).and_then(|(i, j)| i.checked_add(j));
+    m == 0 || n == 0 || end.is_some_and(|end| end < len)
 }
 
 /// `c = keep * c + scale * a b` with `a` m x k, `b` k x n, `c` m x n.
@@ -127,9 +129,9 @@ pub(crate) fn product_f32(
 }
 
 fn check<R>((m, n, k): (usize, usize, usize), a: &Mat<'_, R>, b: &Mat<'_, R>, c: &MatMut<'_, R>) {
-    assert!(extent(m, k, a.row, a.col) <= a.data.len(), "left operand out of bounds");
-    assert!(extent(k, n, b.row, b.col) <= b.data.len(), "right operand out of bounds");
-    assert!(extent(m, n, c.row, c.col) <= c.data.len(), "result out of bounds");
+    assert!(fits((m, k), a.row, a.col, a.data.len()), "left operand out of bounds");
+    assert!(fits((k, n), b.row, b.col, b.data.len()), "right operand out of bounds");
+    assert!(fits((m, n), c.row, c.col, c.data.len()), "result out of bounds");
 }
 
 /// A product for the AVX-512 kernel: rows of `c` are contiguous, those of `b` are or its columns.
@@ -161,9 +163,10 @@ impl<'a> Small<'a> {
             return None;
         };
         let (m, n, k) = small.dims;
-        let direct = small.b.col == 1 || k == 0;
-        let fits = n >= Self::MIN_COLS && k * n <= Self::MAX_B && m > 0;
-        let packed = small.b.row == 1 && m >= Self::MIN_ROWS && k * n <= Self::MAX_B / 4;
+        // Strides of 0 let a short slice be a matrix of any size.
+        let (direct, len) = (small.b.col == 1, k.saturating_mul(n));
+        let fits = n >= Self::MIN_COLS && len <= Self::MAX_B && m > 0 && k > 0;
+        let packed = small.b.row == 1 && m >= Self::MIN_ROWS && len <= Self::MAX_B / 4;
         (fits && (direct || packed)).then_some(small)
     }
 
@@ -174,10 +177,11 @@ impl<'a> Small<'a> {
             let (a, a_row, a_col) = (self.a.data.as_ptr(), self.a.row, self.a.col);
             let (c, c_row) = (c.as_mut_ptr(), self.c_row);
             let product = avx512::gemm::Product { m, n, k, a, a_row, a_col, b, b_row, c, c_row, keep, scale };
-            // SAFETY: `product_f32` found AVX-512F and checked every element; `c` is borrowed mutably.
+            // SAFETY: `product_f32` found AVX-512F and checked every element, `new` that there are products; `c` is
+            // borrowed mutably.
             unsafe { product.run() };
         };
-        if self.b.col == 1 || k == 0 {
+        if self.b.col == 1 {
             return run(self.b.data.as_ptr(), self.b.row);
         }
         let mut packed = PANEL.with(RefCell::take);
@@ -252,5 +256,23 @@ mod tests {
     fn operands_out_of_bounds_are_seen() {
         let (a, b, mut c) = (vec![0.0; 64], vec![0.0; 63], vec![0.0; 64]);
         product_f32((8, 8, 8), Mat::rows(&a, 8), Mat::rows(&b, 8), MatMut::rows(&mut c, 8), 0.0, 1.0);
+    }
+
+    /// Strides whose offsets wrap round to small ones.
+    #[test]
+    #[should_panic(expected = "left operand out of bounds")]
+    fn offsets_beyond_the_address_space_are_seen() {
+        let (a, b, mut c) = (vec![0.0; 8], vec![0.0; 72], vec![0.0; 72]);
+        // 8 rows of 2^61 scalars: the last begins 7 * 2^61 in, the ninth at 0 again.
+        let a = Mat { data: &a, row: 1 << 61, col: 0 };
+        product_f32((9, 8, 9), a, Mat::rows(&b, 8), MatMut::rows(&mut c, 8), 0.0, 1.0);
+    }
+
+    #[test]
+    fn sizes_are_bounded_without_wrapping() {
+        assert!(fits((0, 5), usize::MAX, usize::MAX, 0) && fits((1, 1), usize::MAX, usize::MAX, 1));
+        assert!(fits((3, 4), 4, 1, 12) && !fits((3, 4), 4, 1, 11) && fits((1 << 40, 1 << 40), 0, 0, 1));
+        // (m - 1) row is 2^64, and the sum of both offsets is.
+        assert!(!fits((3, 1), 1 << 63, 1, 1) && !fits((2, 2), 1 << 63, 1 << 63, 1) && !fits((2, 1), usize::MAX, 0, 1));
     }
 }

@@ -38,15 +38,19 @@ pub trait Elementwise: Sync {
     }
 }
 
-fn check_domain(op: &'static str, operand: &'static str, domain: Domain, x: &Tensor) -> Result<()> {
-    if x.dtype().domain == domain {
-        return Ok(());
-    }
-    let expected = if domain == Domain::Real { "real" } else { "complex" };
-    Err(Error::DType { op, operand, expected, found: x.dtype() })
-}
-
 impl Tensor {
+    /// Whether the values are of `domain`, which is what `op` needs of `operand`.
+    ///
+    /// # Errors
+    /// [`Error::DType`] if they are not.
+    pub fn expect_domain(&self, op: &'static str, operand: &'static str, domain: Domain) -> Result<()> {
+        if self.dtype().domain == domain {
+            return Ok(());
+        }
+        let expected = if domain == Domain::Real { "real" } else { "complex" };
+        Err(Error::DType { op, operand, expected, found: self.dtype() })
+    }
+
     /// `out = f(inputs)` tile by tile, in the accumulator of `dtype`'s precision.
     ///
     /// # Errors
@@ -67,7 +71,7 @@ impl Tensor {
                 let (expected, found) = (first.shape().clone(), input.shape().clone());
                 return Err(Error::Shape { op, operand: "inputs", expected, found });
             }
-            check_domain(op, "inputs", dtype.domain, input)?;
+            input.expect_domain(op, "inputs", dtype.domain)?;
             if !input.device().same(first.device()) {
                 return Err(Error::Devices { op });
             }
@@ -98,7 +102,7 @@ impl Tensor {
             let (expected, found) = (self.shape().clone(), other.shape().clone());
             return Err(Error::Shape { op: "add_assign", operand: "other", expected, found });
         }
-        check_domain("add_assign", "other", self.dtype().domain, other)?;
+        other.expect_domain("add_assign", "other", self.dtype().domain)?;
         if !self.device().same(other.device()) {
             return Err(Error::Devices { op: "add_assign" });
         }

@@ -14,6 +14,10 @@ use std::sync::Arc;
 /// the host waits once, for the report.
 ///
 /// The first step is launched, as it compiles kernels and makes tables.
+///
+/// A replay repeats the launches with their arguments: only what lies in tensors may change from step to step. Numbers
+/// that a model or loss hands to kernels, such as the labels of [`CrossEntropy`](crate::CrossEntropy), stay those of the
+/// second step.
 #[derive(Debug)]
 pub struct RecordedStep {
     params: Params,

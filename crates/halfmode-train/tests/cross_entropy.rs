@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use halfmode_autograd::{Cx, Op};
-use halfmode_precision::{Precision, PrecisionPolicy};
+use halfmode_precision::{DType, Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Rng, gpu, gradcheck, rel_l2, run_op};
 use halfmode_train::{CrossEntropy, Reduction};
@@ -26,6 +26,15 @@ fn values_by_hand_however_large_the_logits() {
     let said = |labels: &[usize]| loss(labels, Reduction::Sum).forward(&cx, &[&logits]).unwrap_err().to_string();
     assert!(said(&[0]).contains("expected 2 values in `labels`, found 1"), "{}", said(&[0]));
     assert!(said(&[0, 2]).contains("label 2 of sample 1 is no class: there are 2"), "{}", said(&[0, 2]));
+}
+
+#[test]
+fn complex_logits_are_refused() {
+    let device = Device::cpu(1).unwrap();
+    let cx = Cx::new(&device, &Arc::new(PrecisionPolicy::double()));
+    let logits = device.alloc([2, 3], DType::complex(Precision::F64), Purpose::Activation).unwrap();
+    let said = loss(&[0, 2], Reduction::Sum).forward(&cx, &[&logits]).unwrap_err().to_string();
+    assert!(said.contains("`logits`") && said.contains("expected real"), "{said}");
 }
 
 #[test]

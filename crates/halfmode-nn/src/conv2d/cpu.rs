@@ -3,8 +3,9 @@
 
 use crate::Result;
 use crate::partial::{Partial, split_sums};
+use crate::pointwise::{accumulators, not_accumulators};
 use halfmode_precision::DType;
-use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Shape, Tensor, View};
+use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Shape, Tensor, View, with_real};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -77,8 +78,7 @@ impl Correlation {
         if !device.launches() || y.numel() == 0 {
             return Ok(());
         }
-        let (x, w) = (x.view()?, w.view()?);
-        let Some(w) = R::direct(w) else { return Ok(()) };
+        let (x, w) = (x.view()?, accumulators::<R>("conv2d", "weight", w)?);
         let k = self.kernel[1] * self.c_x;
         let mut tasks = Vec::new();
         for (b, sample) in y.view_mut()?.chunks(self.y[0] * self.y_row()).into_iter().enumerate() {
@@ -209,13 +209,12 @@ pub(crate) fn adjoint_weights(w: &Tensor) -> Result<Tensor> {
     let device = w.device();
     let mut turned = device.alloc_unwritten([k1, k2, c_out, c_in], DType::real(w.precision()), Purpose::Workspace)?;
     if device.launches() {
-        let (from, to) = (w.view()?, turned.view_mut()?);
-        match (from, to) {
-            (View::F64(from), halfmode_tensor::ViewMut::F64(to)) => turn(from, to, c_in, c_out),
-            (View::F32(from), halfmode_tensor::ViewMut::F32(to)) => turn(from, to, c_in, c_out),
-            // Accumulators are one of the two.
-            _ => {}
-        }
+        let mut to = turned.view_mut()?;
+        with_real!(w.precision(), R => {
+            let from = accumulators::<R>("conv2d", "weight", w)?;
+            let to = R::direct_mut(&mut to).ok_or_else(|| not_accumulators::<R>("conv2d", "weight", w.dtype()))?;
+            turn(from, to, c_in, c_out);
+        });
     }
     Ok(turned)
 }

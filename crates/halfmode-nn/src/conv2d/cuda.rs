@@ -69,10 +69,21 @@ impl Correlation {
         self.kernel[0] * self.kernel[1] * self.c_x
     }
 
-    /// Kernels count points and the scalars of a sample in 32 bits.
+    /// Kernels count points, the scalars of a sample and the way to the far end of a window in 32 bits; what is
+    /// 2^24 rows away is outside to them.
     pub(crate) fn check(&self) -> Result<()> {
-        let sizes = [self.batch * self.n_points(), self.x[0] * self.x[1] * self.c_x, self.n_places()];
-        match sizes.iter().all(|&n| n < 1 << 30) {
+        let product = |factors: &[usize]| factors.iter().fold(1usize, |n, &factor| n.saturating_mul(factor));
+        let ([x1, x2], [y1, y2], [k1, k2]) = (self.x, self.y, self.kernel);
+        let [far1, far2] = [0, 1].map(|axis| self.pad[axis].unsigned_abs().saturating_add(self.kernel[axis]));
+        let sizes = [
+            product(&[self.batch, y1, y2]),
+            product(&[x1, x2, self.c_x]),
+            product(&[k1, k2, self.c_x]),
+            product(&[far1, x2, self.c_x]),
+            product(&[far2, self.c_x]),
+            self.c_y,
+        ];
+        match sizes.iter().all(|&n| n < 1 << 30) && y1.max(k1) < 1 << 24 {
             true => Ok(()),
             false => Err(halfmode_tensor::Error::OnGpu.into()),
         }

@@ -1,7 +1,7 @@
 //! Where jets begin and end, and what acts on their values alone.
 
-use super::maps::row_len;
-use crate::pointwise::{Grads, check_len, rows_of, storage, weight_dtype};
+use super::maps::{check_jet, row_len};
+use crate::pointwise::{Grads, check_axes, check_len, check_real, rows_of, storage, weight_dtype};
 use crate::rows::add_column_sums;
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
@@ -74,12 +74,15 @@ pub struct JetConstant;
 /// Numbers 1 and -1 with equal chance, the same for the same seed: a direction for Hutchinson's estimate.
 ///
 /// # Errors
-/// Those of allocation.
+/// [`halfmode_tensor::Error::TooLarge`] if there are too many to count, and those of allocation.
 pub fn random_signs(device: &Device, shape: &[usize], precision: Precision, seed: u64) -> Result<Tensor> {
     use rand_chacha::ChaCha12Rng;
     use rand_chacha::rand_core::{Rng, SeedableRng};
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
-    let n = shape.iter().product();
+    let shape = Shape::new(shape);
+    let Some(n) = shape.checked_numel() else {
+        return Err(halfmode_tensor::Error::TooLarge { shape, dtype: DType::real(precision) }.into());
+    };
     let signs: Vec<f64> = (0..n).map(|_| if rng.next_u64() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
     Ok(Tensor::from_slice(device, &signs, shape, precision, Purpose::Data)?)
 }
@@ -136,6 +139,8 @@ impl Op for JetStart {
         let [x, along] = direction(self, self.0, inputs)?;
         let (n, (_, c)) = (x.numel(), rows_of(x));
         let run = || -> Result<Tensor> {
+            check_real(self.name(), inputs)?;
+            check_axes(self.name(), "x", x, 1)?;
             check_len(self.name(), "direction", along, n)?;
             let shape = stacked(1 + self.0.n(c), x.shape());
             with_real!(cx.policy.pointwise.storage, R => made::<R>(cx, &shape, (storage(cx), Purpose::Activation), || {
@@ -179,6 +184,11 @@ impl Op for JetDivergence {
         let [jet, along] = direction(self, self.tangents, inputs)?;
         let (n, c) = (row_len(jet), self.channels);
         let run = || -> Result<[Tensor; 2]> {
+            check_real(self.name(), inputs)?;
+            check_jet(self.name(), "jet", jet)?;
+            if self.tangents == Tangents::Given {
+                check_len(self.name(), "direction", along, n)?;
+            }
             let shape = Shape::from(jet.shape().get(1..).unwrap_or_default().to_vec());
             let expected = stacked(1 + self.tangents.n(c), &with_last(&shape, c));
             if *jet.shape() != expected {
@@ -257,6 +267,8 @@ impl Op for JetBias {
         let [x, bias] = self.expect_inputs(inputs)?;
         let (n, c) = (row_len(x), rows_of(x).1);
         let run = || -> Result<Tensor> {
+            check_real(self.name(), inputs)?;
+            check_jet(self.name(), "x", x)?;
             check_len(self.name(), "bias", bias, c)?;
             with_real!(cx.policy.pointwise.storage, R => {
                 made::<R>(cx, x.shape(), (storage(cx), Purpose::Activation), || {
@@ -298,6 +310,8 @@ impl Op for JetConstant {
         let [x, t] = self.expect_inputs(inputs)?;
         let (n, c) = (row_len(x), rows_of(x).1);
         let run = || -> Result<Tensor> {
+            check_real(self.name(), inputs)?;
+            check_jet(self.name(), "x", x)?;
             check_len(self.name(), "t", t, 1)?;
             let shape = with_last(x.shape(), c + 1);
             with_real!(cx.policy.pointwise.storage, R => made::<R>(cx, &shape, (storage(cx), Purpose::Activation), || {

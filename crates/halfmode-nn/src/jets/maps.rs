@@ -1,9 +1,10 @@
 //! Elementwise functions of jets.
 
 use super::tile::{Rows, map_jets};
-use crate::Result;
-use crate::pointwise::{Grads, storage};
+use crate::pointwise::{Grads, check_axes, storage};
+use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
+use halfmode_precision::Domain;
 use halfmode_tensor::{Real, Tensor, with_real};
 use smallvec::smallvec;
 
@@ -20,6 +21,12 @@ pub struct JetSoftplus;
 pub struct JetProduct;
 
 type Forward = halfmode_autograd::Result<(Outputs, Saved)>;
+
+/// Refuses what is no jet: complex numbers, no axis beside that of value and tangents, no channels.
+pub(super) fn check_jet(op: &'static str, operand: &'static str, x: &Tensor) -> Result<()> {
+    x.expect_domain(op, operand, Domain::Real)?;
+    check_axes(op, operand, x, 2)
+}
 
 /// Elements of a row of a jet.
 pub(super) fn row_len(jet: &Tensor) -> usize {
@@ -60,6 +67,7 @@ impl Op for JetTanh {
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
         let [x] = self.expect_inputs(inputs)?;
+        check_jet(self.name(), "x", x).map_err(|err| err.in_op(self.name()))?;
         let y = with_real!(cx.policy.pointwise.storage, R => like::<R, 1>(cx, [x], |[x], y| {
             let n = x.len;
             y[..n].copy_from_slice(x.value());
@@ -112,6 +120,7 @@ impl Op for JetSoftplus {
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
         let [x] = self.expect_inputs(inputs)?;
+        check_jet(self.name(), "x", x).map_err(|err| err.in_op(self.name()))?;
         let y = with_real!(cx.policy.pointwise.storage, R => like::<R, 1>(cx, [x], |[x], y| {
             let (s, n) = (sigmoid(x.value()), x.len);
             write(y, n, |i| softplus(x.all[i]), |k, i| s[i] * x.all[(k + 1) * n + i]);
@@ -139,6 +148,16 @@ impl Op for JetProduct {
 
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
         let [a, b] = self.expect_inputs(inputs)?;
+        let check = || -> Result<()> {
+            check_jet(self.name(), "a", a)?;
+            check_jet(self.name(), "b", b)?;
+            if a.shape() == b.shape() {
+                return Ok(());
+            }
+            let (expected, found) = (a.shape().clone(), b.shape().clone());
+            Err(Error::Shape { op: self.name(), operand: "b", expected, found })
+        };
+        check().map_err(|err| err.in_op(self.name()))?;
         let y = with_real!(cx.policy.pointwise.storage, R => like::<R, 2>(cx, [a, b], |[a, b], y| {
             let (n, a0, b0) = (a.len, a.value(), b.value());
             let at = |k: usize, i: usize| (k + 1) * n + i;

@@ -4,6 +4,7 @@ use super::{Channels, Layout, Plan};
 use crate::Result;
 use crate::dense_weights::{transpose_weight, widen_weights};
 use crate::partial::{Partial, part_ranges, split_sums};
+use crate::pointwise::accumulators;
 use crate::rows::{add_bias, add_column_sums, scale_by};
 use halfmode_tensor::{Device, Mat, MatMut, Real, Tensor, View, ViewMut, with_real};
 use rayon::prelude::*;
@@ -307,9 +308,7 @@ fn backward_tile<R: Real>(
 }
 
 fn weights<R: Real>(w: &DenseWeights) -> Result<Weights<'_, R>> {
-    fn scalars<R: Real>(w: &Tensor) -> Result<&[R]> {
-        Ok(R::direct(w.view()?).unwrap_or_default())
-    }
+    let scalars = |w| accumulators::<R>("pointwise_mlp", "weight", w);
     let [w1, b1, w2, b2] = [0, 1, 2, 3].map(|idx| scalars(&w.wide[idx]));
     Ok(Weights { w1: w1?, w1_t: scalars(&w.w1_t)?, w2_t: scalars(&w.w2_t)?, b1: b1?, w2: w2?, b2: b2? })
 }

@@ -89,9 +89,13 @@ pub(crate) fn given(device: &Device, [mean, var]: [&Tensor; 2]) -> Result<Tensor
     Ok(stats)
 }
 
-/// Mean and unbiased variance per channel of a batch.
+/// Mean and unbiased variance per channel of a batch; of an empty one zeros.
 pub(crate) fn observed(device: &Device, dims: &Dims, stats: &Tensor, dtype: DType) -> Result<[Tensor; 2]> {
-    let make = || device.alloc_unwritten([dims.c], DType::real(Precision::F64), Purpose::State);
+    let dtype64 = DType::real(Precision::F64);
+    let make = || match dims.is_empty() {
+        true => device.alloc([dims.c], dtype64, Purpose::State),
+        false => device.alloc_unwritten([dims.c], dtype64, Purpose::State),
+    };
     let (mut mean, mut var) = (make()?, make()?);
     if let Some(cuda) = device.as_cuda().filter(|_| !dims.is_empty()) {
         let unbiased = dims.rows as f64 / dims.rows.saturating_sub(1).max(1) as f64;
@@ -120,7 +124,7 @@ pub(crate) fn normalise(
 }
 
 /// The adjoint of [`normalise`] and, unless they are `given`, of the statistics: writes the gradient of `x` and, where
-/// asked for, those of weight and bias.
+/// asked for, those of weight and bias: zeros for an empty batch.
 pub(crate) fn adjoint(
     device: &Device,
     dims: &Dims,
@@ -130,12 +134,18 @@ pub(crate) fn adjoint(
     gx: &mut Tensor,
     grads: Option<[&mut Tensor; 2]>,
 ) -> Result<()> {
+    if dims.is_empty() {
+        for grad in grads.into_iter().flatten() {
+            *grad = device.alloc(grad.shape().clone(), grad.dtype(), Purpose::Grad)?;
+        }
+        return Ok(());
+    }
     let weight = weight.map(widened).transpose()?;
     let mut parts = double(device, &[dims.batch, dims.parts(), 2, dims.c])?;
     let mut sums = double(device, &[2, dims.n_groups()])?;
     let wide = || double(device, &[dims.c]);
     let wide = if grads.is_some() { Some([wide()?, wide()?]) } else { None };
-    let Some(cuda) = device.as_cuda().filter(|_| !dims.is_empty()) else { return Ok(()) };
+    let Some(cuda) = device.as_cuda() else { return Ok(()) };
     let (defines, groups) = (defines([x, g, gx]), Arg::I32(dims.n_groups() as i32));
     let [rows, c, n_parts, per_channel] = dims.sizes();
     let args = [x.input()?, g.input()?, stats.input()?, parts.output()?, rows, c, n_parts, per_channel, groups];

@@ -13,6 +13,16 @@ const KERNELS: Source = Source { name: "pool", text: include_str!("../../kernels
 const SMALL: usize = 64;
 
 impl AveragePool {
+    /// Kernels count windows, points of a window and extents in 32 bits.
+    fn check(&self, [batch, c]: [usize; 2]) -> Result<()> {
+        let ([n1, n2], [m1, m2], [w1, w2]) = (self.field, self.n_windows(), self.window);
+        let sizes = [n1, n2, c, w1.saturating_mul(w2), batch.saturating_mul(m1).saturating_mul(m2)];
+        match sizes.iter().all(|&n| n < 1 << 30) {
+            true => Ok(()),
+            false => Err(halfmode_tensor::Error::OnGpu.into()),
+        }
+    }
+
     fn numbers(&self, c: usize) -> [Arg<'static>; 7] {
         let ([n1, n2], [m1, m2], [w1, w2]) = (self.field, self.n_windows(), self.window);
         [n1, n2, m1, m2, w1, w2, c].map(|n| Arg::I32(n as i32))
@@ -21,6 +31,7 @@ impl AveragePool {
 
 /// `[batch, m_1, m_2, c]` from `[batch, n_1, n_2, c]`.
 pub(super) fn run(pool: &AveragePool, cx: &Cx, x: &Tensor, [batch, c]: [usize; 2]) -> Result<Tensor> {
+    pool.check([batch, c])?;
     let [m1, m2] = pool.n_windows();
     let mut y = cx.device.alloc_unwritten([batch, m1, m2, c], storage(cx), Purpose::Activation)?;
     let n = y.numel();
@@ -39,6 +50,7 @@ pub(super) fn run(pool: &AveragePool, cx: &Cx, x: &Tensor, [batch, c]: [usize; 2
 
 /// `[batch, n_1, n_2, c]` from `[batch, m_1, m_2, c]`.
 pub(super) fn adjoint(pool: &AveragePool, cx: &Cx, g: &Tensor, [batch, c]: [usize; 2]) -> Result<Tensor> {
+    pool.check([batch, c])?;
     let [n1, n2] = pool.field;
     let mut gx = cx.device.alloc_unwritten([batch, n1, n2, c], storage(cx), Purpose::Activation)?;
     let n = gx.numel();

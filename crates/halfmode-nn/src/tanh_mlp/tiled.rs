@@ -4,7 +4,7 @@
 use super::cpu::{Backward, tanh_slope};
 use super::{Layer, NAME};
 use crate::Result;
-use crate::pointwise::rows_of;
+use crate::pointwise::{accumulators, not_accumulators, rows_of};
 use crate::rows::{add_bias, add_column_sums};
 use half::bf16;
 use halfmode_autograd::Cx;
@@ -25,11 +25,24 @@ pub(super) fn suits(cx: &Cx, x: &Tensor, layers: &[Layer<'_>]) -> bool {
     cx.device.is_cpu() && stored.into_iter().chain(weights).all(|it| it == Precision::Bf16) && tiles::available()
 }
 
-fn halves(tensor: &Tensor) -> Result<&[bf16]> {
+fn halves<'a>(operand: &'static str, tensor: &'a Tensor) -> Result<&'a [bf16]> {
     match tensor.view()? {
         View::Bf16(values) => Ok(values),
-        // `suits` saw that it is.
-        _ => Ok(&[]),
+        _ => Err(halfmode_tensor::Error::DType { op: NAME, operand, expected: "bf16", found: tensor.dtype() }.into()),
+    }
+}
+
+/// Operands in tiles as [`in_tiles`] wrote them.
+fn tiles_of(tensors: &[Tensor]) -> Result<Vec<&[u32]>> {
+    tensors.iter().map(|it| accumulators::<f32>(NAME, "tiles", it).map(as_words)).collect()
+}
+
+/// f32 storage to be written.
+fn written<'a>(view: ViewMut<'a>, operand: &'static str) -> Result<&'a mut [f32]> {
+    let found = DType::real(view.as_view().precision());
+    match view {
+        ViewMut::F32(values) => Ok(values),
+        _ => Err(not_accumulators::<f32>(NAME, operand, found)),
     }
 }
 
@@ -56,7 +69,8 @@ fn in_tiles(device: &Device, operands: &[(Option<Matrix<'_>>, Way, (usize, usize
     }
     let mut tasks = Vec::new();
     for (tensor, (matrix, way, (_, k))) in out.iter_mut().zip(operands) {
-        let (ViewMut::F32(words), Some(matrix)) = (tensor.view_mut()?, matrix) else { continue };
+        let Some(matrix) = matrix else { return Err(halfmode_tensor::Error::NoValues.into()) };
+        let words = written(tensor.view_mut()?, "tiles")?;
         let block = (whole(*k) / tiles::DEPTH * TILE_WORDS).max(1);
         let blocks = tiles::words(words).chunks_mut(block).enumerate();
         tasks.extend(blocks.map(|(idx, tiles)| (matrix, *way, idx * SIDE, tiles)));
@@ -77,7 +91,7 @@ fn in_tiles(device: &Device, operands: &[(Option<Matrix<'_>>, Way, (usize, usize
 }
 
 fn weight<'a>(device: &Device, layer: &Layer<'a>) -> Result<Option<Matrix<'a>>> {
-    let w = if device.launches() { Some(halves(layer.w)?) } else { None };
+    let w = if device.launches() { Some(halves("weight", layer.w)?) } else { None };
     Ok(w.map(|w| matrix(w, (layer.c_out, layer.c_in), layer.stride)))
 }
 
@@ -171,17 +185,16 @@ pub(super) fn forward(
     for (idx, layer) in layers.iter().enumerate() {
         let mut b = layer.b.to_vec::<f32>()?;
         if idx == 0 && layer.stride > layer.c_in {
-            let rows = halves(layer.w)?.chunks_exact(layer.stride);
+            let rows = halves("weight", layer.w)?.chunks_exact(layer.stride);
             b.iter_mut().zip(rows).for_each(|(b, row)| *b += t as f32 * row[layer.c_in].to_f32());
         }
         // tanh(0) = 0: what is beyond a layer stays zero.
         b.resize(whole(layer.c_out), 0.0);
         shifts.push(b);
     }
-    let weights = weights.iter().map(Tensor::view).collect::<std::result::Result<Vec<_>, _>>()?;
-    let weights: Vec<&[u32]> = weights.into_iter().filter_map(f32::direct).map(as_words).collect();
+    let weights = tiles_of(&weights)?;
     let ((_, c), c_last) = (rows_of(x), layers.last().map_or(1, |it| it.c_out));
-    let x = halves(x)?;
+    let x = halves("x", x)?;
     let tasks = tasks(y, c_last, hidden)?;
     device.run(|| {
         tasks.into_par_iter().enumerate().for_each(|(tile, (mut y, kept))| {
@@ -225,10 +238,9 @@ impl Backward<'_> {
         if !device.launches() || n_rows == 0 {
             return Ok(inner);
         }
-        let weights = weights.iter().map(Tensor::view).collect::<std::result::Result<Vec<_>, _>>()?;
-        let weights: Vec<&[u32]> = weights.into_iter().filter_map(f32::direct).map(as_words).collect();
+        let weights = tiles_of(&weights)?;
         let hidden = self.hidden.iter().map(Tensor::view).collect::<std::result::Result<Vec<_>, _>>()?;
-        let (g, c_last) = (halves(&g)?, self.layers.last().map_or(1, |it| it.c_out));
+        let (g, c_last) = (halves("gradient", &g)?, self.layers.last().map_or(1, |it| it.c_out));
         let tasks = tasks(gx, c, &mut inner)?;
         device.run(|| {
             tasks.into_par_iter().enumerate().for_each(|(tile, (mut gx, mut inner))| {
@@ -262,15 +274,21 @@ impl Backward<'_> {
     pub(super) fn weights_tiled(&self, device: &Device, inner: &[Tensor]) -> Result<Vec<Tensor>> {
         let n_rows = rows_of(self.x).0;
         let (mut grads, mut operands) = (Vec::new(), Vec::new());
-        let launches = device.launches();
+        // Of no rows all sums are zero.
+        let (launches, sums) = (device.launches(), device.launches() && n_rows > 0);
         for (idx, (layer, g)) in self.layers.iter().zip(inner).enumerate() {
+            let shape = layer.w.shape().clone();
             grads.push((
-                device.alloc_unwritten(layer.w.shape().clone(), F32, Purpose::Grad)?,
+                if sums {
+                    device.alloc_unwritten(shape, F32, Purpose::Grad)
+                } else {
+                    device.alloc(shape, F32, Purpose::Grad)
+                }?,
                 device.alloc(layer.b.shape().clone(), F32, Purpose::Grad)?,
             ));
             let x = if idx == 0 { self.x } else { &self.hidden[idx - 1] };
             for (tensor, way, c) in [(g, Way::LeftTransposed, layer.c_out), (x, Way::Right, layer.c_in)] {
-                let lies = if launches { Some(matrix(halves(tensor)?, (n_rows, c), c)) } else { None };
+                let lies = if launches { Some(matrix(halves("hidden", tensor)?, (n_rows, c), c)) } else { None };
                 operands.push((lies, way, (c, n_rows)));
             }
         }
@@ -278,14 +296,14 @@ impl Backward<'_> {
         let widest = self.layers.iter().map(|it| whole(it.c_in)).max().unwrap_or(1);
         let widest_out = self.layers.iter().map(|it| it.c_out).max().unwrap_or(1);
         let scratch = device.scratch((tiles::DEPTH * widest).max(ROWS * widest_out), 4);
-        if launches {
-            let packed = packed.iter().map(Tensor::view).collect::<std::result::Result<Vec<_>, _>>()?;
-            let packed: Vec<&[u32]> = packed.into_iter().filter_map(f32::direct).map(as_words).collect();
+        if sums {
+            let packed = tiles_of(&packed)?;
             let (mut tasks, mut biases) = (Vec::new(), Vec::new());
             for ((layer, pair), ((grad_w, grad_b), g)) in
                 self.layers.iter().zip(packed.chunks_exact(2)).zip(grads.iter_mut().zip(inner))
             {
-                let (ViewMut::F32(w), ViewMut::F32(b)) = (grad_w.view_mut()?, grad_b.view_mut()?) else { continue };
+                let w = written(grad_w.view_mut()?, "gradient")?;
+                let b = written(grad_b.view_mut()?, "gradient")?;
                 let blocks =
                     w.chunks_mut(tiles::DEPTH * layer.stride).zip(pair[0].chunks(n_words(tiles::DEPTH, n_rows)));
                 tasks.extend(blocks.map(|(rows, left)| (layer, left, pair[1], rows)));
@@ -317,7 +335,8 @@ impl Backward<'_> {
         let mut out = Vec::with_capacity(2 * grads.len());
         for (layer, (mut grad_w, grad_b)) in self.layers.iter().zip(grads) {
             if launches && layer.stride > layer.c_in {
-                let (ViewMut::F32(w), View::F32(b)) = (grad_w.view_mut()?, grad_b.view()?) else { continue };
+                let b = accumulators::<f32>(NAME, "gradient", &grad_b)?;
+                let w = written(grad_w.view_mut()?, "gradient")?;
                 w.chunks_exact_mut(layer.stride).zip(b).for_each(|(row, b)| row[layer.c_in] = self.t as f32 * *b);
             }
             out.extend([grad_w, grad_b]);
@@ -331,6 +350,16 @@ impl Backward<'_> {
 mod tests {
     use super::super::{TanhMlp, TimeColumn, cpu};
     use super::*;
+
+    /// Whether there are tile registers; says so where a test cannot run. With `HALFMODE_REQUIRE_AMX=1` that is a failure.
+    fn has_tiles() -> bool {
+        if !tiles::available() {
+            let required = std::env::var_os("HALFMODE_REQUIRE_AMX").is_some_and(|it| it == "1");
+            assert!(!required, "HALFMODE_REQUIRE_AMX is set, but this processor has no tile registers");
+            eprintln!("skipped: this processor has no tile registers");
+        }
+        tiles::available()
+    }
 
     fn tensor(device: &Device, shape: &[usize], seed: f64, scale: f64) -> Tensor {
         let n = shape.iter().product::<usize>();
@@ -350,13 +379,17 @@ mod tests {
     /// layers less than twice.
     #[test]
     fn tiles_compute_what_the_widening_path_computes() {
-        if !tiles::available() {
+        if !has_tiles() {
             return;
         }
         let device = Device::cpu(2).unwrap();
-        for (n_rows, widths) in
-            [(1, vec![1, 1]), (5, vec![3, 7, 2]), (131, vec![64, 256, 33, 64]), (300, vec![17, 70, 40, 31, 5])]
-        {
+        for (n_rows, widths) in [
+            (0, vec![3, 7, 2]),
+            (1, vec![1, 1]),
+            (5, vec![3, 7, 2]),
+            (131, vec![64, 256, 33, 64]),
+            (300, vec![17, 70, 40, 31, 5]),
+        ] {
             let x = tensor(&device, &[n_rows, widths[0]], 0.1, 1.0);
             let weights: Vec<Tensor> = (0..widths.len() - 1)
                 .flat_map(|idx| {

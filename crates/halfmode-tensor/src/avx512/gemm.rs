@@ -44,8 +44,8 @@ impl Product {
     /// Runs the product.
     ///
     /// # Safety
-    /// The processor has AVX-512F, every element named above lies inside its slice, and `c` overlaps
-    /// neither operand.
+    /// The processor has AVX-512F, `k` is not 0, every element named above lies inside its slice, and `c`
+    /// overlaps neither operand.
     #[target_feature(enable = "avx512f")]
     pub(crate) unsafe fn run(&self) {
         let n_blocks = self.m.div_ceil(MAX_ROWS);

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "tile registers are used by inline assembly; bounds are checked once per product")]
 
 use super::{DEPTH, Left, SIDE, TILE_WORDS};
+use crate::gemm::fits;
 
 /// Whether this processor has tile registers and the system lets this process use them. Asked for once.
 #[must_use]
@@ -20,20 +21,29 @@ pub fn available() -> bool {
 /// row-major with `c_row` between rows.
 ///
 /// # Panics
-/// If an operand is shorter than its size says, or tile registers are not [`available`].
+/// If an operand is shorter than its size says, or tile registers are not [`available`] and there is something to
+/// multiply.
 pub fn product(dims: (usize, usize, usize), a: Left<'_>, b: &[u32], c: &mut [f32], c_row: usize, add: bool) {
     let (m, n, k) = dims;
-    assert!(available(), "this processor has no tile registers");
     assert!(m.is_multiple_of(SIDE) && n.is_multiple_of(DEPTH) && k.is_multiple_of(DEPTH), "tiles are whole");
-    if m == 0 || n == 0 || k == 0 {
+    if m == 0 || n == 0 {
         return;
     }
-    assert!(n * k / 2 <= b.len(), "right operand out of bounds");
-    assert!((m - 1) * c_row + n <= c.len() && n <= c_row, "result out of bounds");
-    match a {
-        Left::Rows(rows, stride) => assert!((m - 1) * stride + k <= rows.len(), "left operand out of bounds"),
-        Left::Tiles(words) => assert!(m * k / 2 <= words.len(), "left operand out of bounds"),
+    let holds = |words: &[u32], n: usize| n.checked_mul(k).is_some_and(|len| len / 2 <= words.len());
+    assert!(holds(b, n), "right operand out of bounds");
+    assert!(n <= c_row && fits((m, n), c_row, 1, c.len()), "result out of bounds");
+    let inside = match a {
+        Left::Rows(rows, stride) => fits((m, k), stride, 1, rows.len()),
+        Left::Tiles(words) => holds(words, m),
+    };
+    assert!(inside, "left operand out of bounds");
+    if k == 0 {
+        if !add {
+            c.chunks_mut(c_row).take(m).for_each(|row| row[..n].fill(0.0));
+        }
+        return;
     }
+    assert!(available(), "this processor has no tile registers");
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
         // Bytes between rows of a tile, tiles along the sum, and blocks of rows.
@@ -211,6 +221,16 @@ mod tests {
     use super::*;
     use half::bf16;
 
+    /// Whether there are tile registers; says so where a test cannot run. With `HALFMODE_REQUIRE_AMX=1` that is a failure.
+    fn has_tiles() -> bool {
+        if !available() {
+            let required = std::env::var_os("HALFMODE_REQUIRE_AMX").is_some_and(|it| it == "1");
+            assert!(!required, "HALFMODE_REQUIRE_AMX is set, but this processor has no tile registers");
+            eprintln!("skipped: this processor has no tile registers");
+        }
+        available()
+    }
+
     fn values(len: usize, seed: f64) -> Vec<bf16> {
         (0..len).map(|i| bf16::from_f64(((i + 1) as f64 * 0.754_877_666 + seed).fract() - 0.5)).collect()
     }
@@ -227,7 +247,7 @@ mod tests {
     /// two bfloat16 numbers is exact in f32; k sums of terms below a quarter leave at most k^2 / 4 half units.
     #[test]
     fn products_are_those_of_wider_numbers() {
-        if !available() {
+        if !has_tiles() {
             return;
         }
         for (m, n, k) in [(16, 32, 32), (48, 33, 65), (32, 64, 512), (7, 70, 31), (96, 1, 1), (130, 256, 256)] {
@@ -269,7 +289,24 @@ mod tests {
     #[test]
     #[should_panic(expected = "right operand out of bounds")]
     fn operands_out_of_bounds_are_seen() {
-        assert!(available(), "right operand out of bounds, had there been tiles");
         product((16, 32, 32), Left::Rows(&values(512, 0.1), 32), &[0; 511], &mut [0.0; 512], 32, false);
+    }
+
+    /// 16 rows whose offsets wrap round to 32.
+    #[test]
+    #[should_panic(expected = "left operand out of bounds")]
+    fn offsets_beyond_the_address_space_are_seen() {
+        let stride = usize::MAX / 15 + 1;
+        product((16, 32, 32), Left::Rows(&values(64, 0.1), stride), &[0; 512], &mut [0.0; 512], 32, false);
+    }
+
+    #[test]
+    fn a_sum_of_nothing_is_zero() {
+        let mut c = [f32::NAN; 16 * 40];
+        product((16, 32, 0), Left::Rows(&[], 0), &[], &mut c, 40, false);
+        assert!(c.chunks(40).all(|row| row[..32].iter().all(|c| *c == 0.0) && row[32..].iter().all(|c| c.is_nan())));
+        let mut c = [2.0; 512];
+        product((16, 32, 0), Left::Rows(&[], 0), &[], &mut c, 32, true);
+        assert_eq!(c.map(f32::to_bits), [2f32.to_bits(); 512]);
     }
 }

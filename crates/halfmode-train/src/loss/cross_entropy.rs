@@ -6,7 +6,7 @@ mod cuda;
 use super::Reduction;
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
-use halfmode_precision::DType;
+use halfmode_precision::{DType, Domain};
 use halfmode_tensor::{Purpose, Shape, Tensor};
 use std::sync::Arc;
 
@@ -22,7 +22,11 @@ const NAME: &str = "cross_entropy";
 /// `logits`, shared.
 ///
 /// # Errors
-/// [`Error::Length`] for another number of rows, [`Error::Label`] for a label that is no class.
+/// [`Error::Length`] for another number of rows, [`Error::Label`] for a label that is no class,
+/// [`halfmode_tensor::Error::DType`] for complex logits, and on a GPU an error for more than 65 536 classes.
+///
+/// On a GPU labels are arguments of the launches: a recorded step replays those that it was recorded with, and takes no
+/// others.
 #[derive(Clone, Debug)]
 pub struct CrossEntropy {
     /// The class of each row, from 0.
@@ -46,7 +50,12 @@ impl CrossEntropy {
     }
 
     fn check(&self, logits: &Tensor) -> Result<usize> {
+        logits.expect_domain(NAME, "logits", Domain::Real)?;
         let n_classes = logits.shape().last().copied().unwrap_or(1).max(1);
+        #[cfg(feature = "cuda")]
+        if !logits.device().is_cpu() {
+            cuda::check(n_classes)?;
+        }
         let (expected, found) = (logits.numel() / n_classes, self.labels.len());
         if expected != found {
             return Err(Error::Length { op: NAME, operand: "labels", expected, found });

@@ -16,12 +16,14 @@ fn defines([logits, loss, grad]: [Precision; 3]) -> [String; 3] {
     [define("X", logits), define("L", loss), define("T", grad)]
 }
 
+/// Labels travel in 16 bits.
+pub(super) fn check(n_classes: usize) -> Result<()> {
+    if n_classes > 1 << 16 { Err(halfmode_tensor::Error::OnGpu.into()) } else { Ok(()) }
+}
+
 impl CrossEntropy {
     /// Calls with what a kernel is told of every 64 rows.
     fn each_run(&self, n_classes: usize, mut launch: impl FnMut(&[Arg<'_>]) -> Result<()>) -> Result<()> {
-        if n_classes > 1 << 16 {
-            return Err(halfmode_tensor::Error::OnGpu.into());
-        }
         for (idx, labels) in self.labels.chunks(ROWS).enumerate() {
             let word = |word: &[usize]| word.iter().rev().fold(0u64, |word, &label| word << 16 | label as u64);
             let mut words: Vec<u64> = labels.chunks(PER_WORD).map(word).collect();
