@@ -73,6 +73,15 @@ fn idx<'a, const N: usize>(path: &Path, bytes: &'a [u8]) -> Result<([usize; N], 
     Ok((extents, &bytes[header..]))
 }
 
+/// The classes of the labels of a file, which count from `first` to `first + 9`.
+fn classes(path: &Path, labels: impl Iterator<Item = u8>, first: u8) -> Result<Vec<usize>> {
+    let class = |(idx, label): (usize, u8)| match label.checked_sub(first) {
+        Some(class) if class < 10 => Ok(usize::from(class)),
+        _ => bad(path, format!("label {idx} is {label}, labels count from {first} to {}", first + 9)),
+    };
+    labels.enumerate().map(class).collect()
+}
+
 impl LabelledImages {
     /// Number of images.
     #[must_use]
@@ -103,7 +112,6 @@ impl LabelledImages {
     }
 
     fn checked(self, path: &Path) -> Result<Self> {
-        let n = self.names.len();
         if self.is_empty() {
             return bad(path, "it holds no image".to_owned());
         }
@@ -113,10 +121,7 @@ impl LabelledImages {
                 format!("images of {} x {} points: 4 to 1024 are possible", self.extents[0], self.extents[1]),
             );
         }
-        match self.labels.iter().position(|label| *label >= n) {
-            Some(idx) => bad(path, format!("image {idx} is of class {}, there are {n} from 0", self.labels[idx])),
-            None => Ok(self),
-        }
+        Ok(self)
     }
 
     /// MNIST and what is stored like it: an IDX file of images and one of labels.
@@ -126,11 +131,11 @@ impl LabelledImages {
     pub fn read_idx(images: &Path, labels: &Path) -> Result<Self> {
         let (of_images, of_labels) = (bytes_of(images)?, bytes_of(labels)?);
         let ([n, rows, columns], pixels) = idx::<3>(images, &of_images)?;
-        let ([n_labels], classes) = idx::<1>(labels, &of_labels)?;
+        let ([n_labels], of_labels) = idx::<1>(labels, &of_labels)?;
         if n != n_labels {
             return bad(labels, format!("it has {n_labels} labels for {n} images"));
         }
-        let labels = classes.iter().map(|&label| usize::from(label)).collect();
+        let labels = classes(labels, of_labels.iter().copied(), 0)?;
         let read =
             LabelledImages { channels: 1, extents: [rows, columns], pixels: pixels.to_vec(), labels, names: digits() };
         read.checked(images)
@@ -150,11 +155,9 @@ impl LabelledImages {
             if bytes.is_empty() || !bytes.len().is_multiple_of(IMAGE + 1) {
                 return bad(path, format!("{} bytes are no whole number of records of {}", bytes.len(), IMAGE + 1));
             }
-            for record in bytes.chunks_exact(IMAGE + 1) {
-                read.labels.push(usize::from(record[0]));
-                read.pixels.extend_from_slice(&record[1..]);
-            }
-            read = read.checked(path)?;
+            let records = bytes.chunks_exact(IMAGE + 1);
+            read.labels.extend(classes(path, records.clone().map(|record| record[0]), 0)?);
+            records.for_each(|record| read.pixels.extend_from_slice(&record[1..]));
         }
         Ok(read)
     }
@@ -174,9 +177,7 @@ impl LabelledImages {
         if of_labels.len() != n {
             return bad(labels, format!("it has {} labels for {n} images", of_labels.len()));
         }
-        if let Some(idx) = of_labels.iter().position(|&label| label == 0) {
-            return bad(labels, format!("label {idx} is 0, labels count from 1"));
-        }
+        let labels = classes(labels, of_labels.into_iter(), 1)?;
         let mut pixels = vec![0; stored.len()];
         for (to, from) in pixels.chunks_exact_mut(SIDE * SIDE).zip(stored.chunks_exact(SIDE * SIDE)) {
             for (at, to) in to.iter_mut().enumerate() {
@@ -184,7 +185,6 @@ impl LabelledImages {
             }
         }
         let names = named(["plane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]);
-        let labels = of_labels.iter().map(|&label| usize::from(label) - 1).collect();
         LabelledImages { channels: 3, extents: [SIDE; 2], pixels, labels, names }.checked(images)
     }
 }

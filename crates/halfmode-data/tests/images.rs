@@ -53,7 +53,8 @@ fn idx_files_are_read_and_wrong_ones_refused() {
     let one = folder.write("one", &[header(&[1]), vec![7]].concat());
     assert!(said(LabelledImages::read_idx(&images, &one)).contains("1 labels for 2 images"));
     let eleven = folder.write("eleven", &[header(&[2]), vec![7, 11]].concat());
-    assert!(said(LabelledImages::read_idx(&images, &eleven)).contains("image 1 is of class 11"));
+    let told = said(LabelledImages::read_idx(&images, &eleven));
+    assert!(told.contains("eleven`") && told.contains("label 1 is 11, labels count from 0 to 9"), "{told}");
     let packed = folder.write("packed.gz", &[0x1f, 0x8b, 8, 0]);
     assert!(said(LabelledImages::read_idx(&packed, &labels)).contains("gunzip"));
     let huge = folder.write("huge", &[&[0, 0, 8, 3][..], &[255; 12]].concat());
@@ -74,7 +75,9 @@ fn batches_of_cifar_are_read_one_after_another() {
     let cut = folder.write("cut.bin", &record(0, 3)[..3000]);
     assert!(said(LabelledImages::read_cifar10(&[&cut])).contains("3000 bytes are no whole number of records of 3073"));
     let wrong = folder.write("wrong.bin", &record(10, 3));
-    assert!(said(LabelledImages::read_cifar10(&[&wrong])).contains("image 0 is of class 10"));
+    // The number is one of this file, not of all files before.
+    let told = said(LabelledImages::read_cifar10(&[&a, &wrong]));
+    assert!(told.contains("wrong.bin`") && told.contains("label 0 is 10,"), "{told}");
 }
 
 /// Columns become rows, and labels count from zero.
@@ -87,7 +90,11 @@ fn stl_is_turned_the_right_way() {
     let (images, labels) = (folder.write("x.bin", &image), folder.write("y.bin", &[10]));
     let read = LabelledImages::read_stl10(&images, &labels).unwrap();
     assert_eq!((read.image(0)[96 * 96 + 5 * 96 + 2], read.labels[0]), (200, 9));
-    assert!(said(LabelledImages::read_stl10(&images, &folder.write("y0.bin", &[0]))).contains("labels count from 1"));
+    assert!(
+        said(LabelledImages::read_stl10(&images, &folder.write("y0.bin", &[0]))).contains("labels count from 1 to 10")
+    );
+    let told = said(LabelledImages::read_stl10(&images, &folder.write("y11.bin", &[11])));
+    assert!(told.contains("y11.bin`") && told.contains("label 0 is 11,"), "{told}");
     assert!(
         said(LabelledImages::read_stl10(&images, &folder.write("y2.bin", &[1, 2]))).contains("2 labels for 1 images")
     );

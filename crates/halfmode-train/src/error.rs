@@ -151,6 +151,12 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// A tensor that no parameter has: the file is another model's.
+    #[error("the checkpoint has a tensor `{name}` that the model does not have")]
+    UnknownTensor {
+        /// Its name.
+        name: String,
+    },
     /// A tensor of another shape than what it is for.
     #[error("tensor `{name}` has shape {found}, expected {expected}")]
     TensorShape {

@@ -7,10 +7,15 @@ use halfmode_data::{Density, shuffled};
 use halfmode_precision::{Precision, PrecisionConfig, PrecisionPolicy, Preset};
 use halfmode_tensor::{Device, Purpose, Tensor};
 use halfmode_testkit::{Rng, gradcheck};
+use halfmode_train::job::{JobError, Observer, Quiet, RunOptions, StopReason, Summary};
 use halfmode_train::task::{
-    DensityData, LatentOdeModel, SolverConfig, SpiralData, TaskConfig, TaskData, TaskModel, TaskTrainer, is_task,
+    ClassifierModel, DensityData, LatentOdeModel, ShapesData, SolverConfig, SpiralData, TaskConfig, TaskData,
+    TaskModel, TaskRun, TaskTrainer, build, is_task, plan,
 };
-use halfmode_train::{GaussianNll, SquaredError};
+use halfmode_train::{GaussianNll, Schedule, SquaredError, read_named, write_named};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 fn config(density: Density, preset: Preset, format: Precision) -> TaskConfig {
@@ -23,10 +28,15 @@ fn config(density: Density, preset: Preset, format: Precision) -> TaskConfig {
     config
 }
 
+fn trainer(config: TaskConfig, device: &Device) -> TaskTrainer {
+    let task = build(&config).unwrap();
+    TaskTrainer::new(config, &task, device).unwrap()
+}
+
 /// Trains to the end; the held-out measures of the last epoch, and the trainer.
 fn train(config: TaskConfig, device: &Device) -> (f64, TaskTrainer) {
     let (n_epochs, seed, batch) = (config.train.epochs, config.seed, config.train.batch_size);
-    let mut trainer = TaskTrainer::new(config, device).unwrap();
+    let mut trainer = self::trainer(config, device);
     let mut nll = f64::NAN;
     for epoch in 0..n_epochs {
         for indices in shuffled(trainer.task().n_train(), seed, epoch).chunks(batch) {
@@ -49,7 +59,7 @@ fn a_flow_learns_a_density_that_integrates_to_one() {
             [(Preset::Full, Precision::F16), (Preset::Mixed, Precision::F16), (Preset::Mixed, Precision::Bf16)]
         {
             let config = config(density, preset, format);
-            let before = TaskTrainer::new(config.clone(), &device).unwrap().evaluate().unwrap()[0].1;
+            let before = trainer(config.clone(), &device).evaluate().unwrap()[0].1;
             let (nll, trainer) = train(config, &device);
             assert!(nll < before - 0.5, "{density:?}, {preset} {format}: {before} to {nll}");
             assert!(density.entropy().is_none_or(|entropy| nll > entropy - 0.1), "{density:?}: {nll}");
@@ -63,7 +73,7 @@ fn a_flow_learns_a_density_that_integrates_to_one() {
     }
 }
 
-/// One thread or three, or one step after another in a trainer that was restored: the same bits.
+/// One thread or three: the same bits.
 #[test]
 fn steps_do_not_depend_on_threads() {
     let bits = |threads: usize| {
@@ -83,8 +93,8 @@ fn a_plan_is_what_a_step_takes() {
     for (preset, format) in [(Preset::Full, Precision::F16), (Preset::Mixed, Precision::F16)] {
         let config = config(Density::Checkerboard, preset, format);
         let cpu = Device::cpu(2).unwrap();
-        let plan = halfmode_train::task::plan(&config, cpu.target()).unwrap();
-        let mut trainer = TaskTrainer::new(config, &cpu).unwrap();
+        let plan = plan(&config, &build(&config).unwrap(), cpu.target()).unwrap();
+        let mut trainer = self::trainer(config, &cpu);
         trainer.step(&(0..128).collect::<Vec<_>>()).unwrap();
         trainer.evaluate().unwrap();
         trainer.task().evaluate_at_end(&trainer.trained()).unwrap();
@@ -134,7 +144,7 @@ fn a_latent_equation_fits_curves_that_it_never_saw() {
         [(Preset::Full, Precision::F16), (Preset::Mixed, Precision::F16), (Preset::Mixed, Precision::Bf16)]
     {
         let config = spirals(preset, format);
-        let before = TaskTrainer::new(config.clone(), &device).unwrap().evaluate().unwrap()[0].1;
+        let before = trainer(config.clone(), &device).evaluate().unwrap()[0].1;
         let (distance, _) = train(config.clone(), &device);
         assert!(before > 1.0 && distance < 0.5 * before, "{preset} {format}: {before} to {distance}");
         if preset == Preset::Full {
@@ -142,8 +152,8 @@ fn a_latent_equation_fits_curves_that_it_never_saw() {
         }
         assert!((distance / of_f32 - 1.0).abs() < 0.3, "{preset} {format}: {distance} beside {of_f32}");
         let cpu = Device::cpu(2).unwrap();
-        let plan = halfmode_train::task::plan(&config, cpu.target()).unwrap();
-        let mut trainer = TaskTrainer::new(config, &cpu).unwrap();
+        let plan = plan(&config, &build(&config).unwrap(), cpu.target()).unwrap();
+        let mut trainer = self::trainer(config, &cpu);
         trainer.step(&(0..32).collect::<Vec<_>>()).unwrap();
         trainer.evaluate().unwrap();
         for ((purpose, run), (_, planned)) in cpu.memory().iter().zip(plan.memory.iter()) {
@@ -187,7 +197,7 @@ fn squared_errors_of_several_pairs_are_one_mean() {
 fn a_flow_of_curves_is_refused() {
     let mut config = spirals(Preset::Full, Precision::F16);
     config.model = TaskConfig::preset("cnf").unwrap().model;
-    let said = TaskTrainer::new(config, &Device::cpu(1).unwrap()).unwrap_err().to_string();
+    let said = build(&config).unwrap_err().to_string();
     assert!(said.contains("data.kind") && said.contains("cnf takes density"), "{said}");
 }
 
@@ -196,4 +206,155 @@ fn tasks_are_known_by_model_or_data() {
     let table = |text: &str| text.parse::<toml::Table>().unwrap();
     assert!(is_task(&table("[model]\nkind = \"cnf\"")) && is_task(&table("[data]\nkind = \"density\"")));
     assert!(!is_task(&table("[model]\nkind = \"fno\"")) && !is_task(&table("seed = 1")));
+}
+
+/// A folder that is removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        Folder(std::env::temp_dir().join(format!("halfmode-task-{name}-{}", std::process::id())))
+    }
+
+    fn run(&self, config: &TaskConfig, resume: bool) -> Result<TaskRun, JobError> {
+        let options = RunOptions {
+            out: self.0.clone(),
+            resume,
+            resume_from: None,
+            force: false,
+            environment: BTreeMap::new(),
+            n_plots: 1,
+        };
+        TaskRun::new(config.clone(), &build(config)?, &Device::cpu(1).unwrap(), options)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Few points and weak flows: a run takes no time.
+fn quick() -> TaskConfig {
+    let mut config = config(Density::EightGaussians, Preset::Full, Precision::F16);
+    config.data = TaskData::Density(DensityData { n_train: 64, n_test: 32, ..DensityData::default() });
+    config.solver.steps = 2;
+    (config.train.batch_size, config.train.epochs) = (16, 2);
+    config
+}
+
+/// Weights beyond the range of numbers are measured as not a number, as those of an operator are: the run goes on, and
+/// is told to have diverged once nothing is left to adapt. A plateau follows what is not a number, too.
+#[test]
+fn an_evaluation_that_leaves_the_range_of_numbers_is_not_a_number() {
+    let device = Device::cpu(1).unwrap();
+    let mut curves = spirals(Preset::Full, Precision::F16);
+    curves.data = TaskData::Spirals(SpiralData { n_train: 64, n_test: 16, n_points: 5, noise: 0.05 });
+    let mut flow = quick();
+    flow.scheduler = Schedule::Plateau { factor: 0.5, patience: 1, threshold: 0.0, cooldown: 0, min_lr: 0.0 };
+    for (name, mut config) in [("curves", curves), ("flow", flow)] {
+        config.optimizer.learning_rate = 1e38;
+        config.train.batch_size = 64;
+        config.train.epochs = 40;
+        let mut trainer = self::trainer(config.clone(), &device);
+        trainer.step(&(0..64).collect::<Vec<_>>()).unwrap();
+        let measured = trainer.evaluate().unwrap();
+        assert!(measured.iter().all(|(_, value)| value.is_nan()), "{measured:?}");
+
+        let folder = Folder::new(name);
+        let outcome = folder.run(&config, false).unwrap().train(&mut Quiet, &|| None);
+        assert!(matches!(outcome, Err(JobError::Diverged { checkpoint: None, .. })), "{name}: {outcome:?}");
+        assert!(folder.0.join("report.html").is_file());
+        // One that ends before that says what it measured.
+        config.train.epochs = 2;
+        let folder = Folder::new(&format!("{name}-short"));
+        let (summary, _) = folder.run(&config, false).unwrap().train(&mut Quiet, &|| None).unwrap();
+        assert!(summary.finished && summary.metrics.values().any(|value| value.is_nan()), "{summary:?}");
+        let text = std::fs::read_to_string(folder.0.join("summary.json")).unwrap();
+        assert!(serde_json::from_str::<Summary>(&text).unwrap().metrics.values().any(|value| value.is_nan()));
+    }
+}
+
+/// The mean loss of no steps is no number.
+#[test]
+fn an_epoch_without_steps_has_no_loss() {
+    struct Losses(Vec<f64>);
+    impl Observer for Losses {
+        fn epoch(&mut self, record: &halfmode_train::job::EpochRecord, _: u64) {
+            self.0.push(record.loss);
+        }
+    }
+    let mut config = quick();
+    config.optimizer.learning_rate = 1e30;
+    config.train.batch_size = 64;
+    let mut losses = Losses(Vec::new());
+    Folder::new("losses").run(&config, false).unwrap().train(&mut losses, &|| None).unwrap();
+    assert!(losses.0[0].is_finite() && losses.0[1].is_nan(), "{:?}", losses.0);
+}
+
+/// What is told of a run that was stopped within an epoch is of its weights, not of those before the epoch.
+#[test]
+fn a_run_that_is_stopped_measures_its_weights() {
+    let folder = Folder::new("stopped");
+    let (mut run, asked) = (folder.run(&quick(), false).unwrap(), Cell::new(0));
+    let stop = || {
+        asked.set(asked.get() + 1);
+        (asked.get() > 6).then_some(StopReason::Interrupt)
+    };
+    let (summary, stopped) = run.train(&mut Quiet, &stop).unwrap();
+    assert_eq!(
+        (stopped, run.trainer().state().epoch, run.trainer().state().batch),
+        (Some(StopReason::Interrupt), 1, 2)
+    );
+    let (name, now) = run.trainer().evaluate().unwrap()[0];
+    assert_eq!(summary.metrics[name].to_bits(), now.to_bits());
+}
+
+/// A checkpoint of more steps than the classifier has now would lose weights; one with a count of batches that no epoch
+/// has goes on with the next epoch.
+#[test]
+fn checkpoints_that_do_not_fit_are_refused() {
+    let folder = Folder::new("leftovers");
+    let mut config = TaskConfig::preset("ode-classifier").unwrap();
+    config.data = TaskData::Shapes(ShapesData { size: 8, n_train: 16, n_test: 8 });
+    config.model = TaskModel::OdeClassifier(ClassifierModel { channels: 2 });
+    config.train.epochs = 1;
+    folder.run(&config, false).unwrap().train(&mut Quiet, &|| None).unwrap();
+    let mut fewer = config.clone();
+    fewer.solver.steps = 1;
+    let refused = folder.run(&fewer, true).unwrap_err();
+    assert!(
+        matches!(&refused, JobError::Resume { why, .. } if why.contains("that the model does not have")),
+        "{refused}"
+    );
+
+    let latest = folder.0.join("checkpoints/latest");
+    let (arrays, mut metadata) = read_named(&latest).unwrap();
+    metadata["state"]["batch"] = serde_json::json!((1u64 << 53) - 1);
+    let entries: Vec<_> = arrays
+        .iter()
+        .map(|(name, array)| halfmode_train::Entry::values(name, &array.shape, array.values.clone()))
+        .collect();
+    write_named(&latest, &entries, &metadata).unwrap();
+    config.train.batch_size = 1 << 24;
+    config.train.epochs = 2;
+    folder.run(&config, true).unwrap().train(&mut Quiet, &|| None).unwrap();
+}
+
+/// Planning draws no image, and of curves and points no more than are evaluated at a time: these would take minutes.
+#[test]
+fn planning_draws_nothing_that_it_does_not_need() {
+    let cpu = Device::cpu(1).unwrap();
+    let most = 1 << 24;
+    let mut curves = spirals(Preset::Full, Precision::F16);
+    curves.data = TaskData::Spirals(SpiralData { n_train: most, n_test: most, n_points: 256, noise: 0.05 });
+    let mut shapes = TaskConfig::preset("ode-classifier").unwrap();
+    shapes.data = TaskData::Shapes(ShapesData { size: 64, n_train: 1 << 20, n_test: 1 << 20 });
+    shapes.model = TaskModel::OdeClassifier(ClassifierModel { channels: 2 });
+    for config in [curves, shapes] {
+        let start = std::time::Instant::now();
+        plan(&config, &build(&config).unwrap(), cpu.target()).unwrap();
+        assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+    }
 }

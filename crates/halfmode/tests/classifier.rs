@@ -80,6 +80,8 @@ fn a_classifier_leaves_its_directory_and_goes_on_where_it_stopped() {
     folder.run("train tiny.toml --out parts --set train.epochs=1 --plots 0").ok();
     folder.run("train tiny.toml --out parts --resume").ok();
     assert_same_run(&run, &folder.join("parts"));
+    let fewer = folder.run("train tiny.toml --out parts --resume --set train.epochs=3 --set solver.steps=2").exits(7);
+    fewer.says(&["no tensor", "help: halfmode train parts --resume"]);
 }
 
 #[test]
@@ -95,7 +97,16 @@ fn files_of_images_are_read_and_damaged_ones_refused() {
     std::fs::write(folder.join("images"), idx(&[8, 8, 8], &pixels)).unwrap();
     folder.run("train files.toml").ok().says(&["mnist files, 8x8 points, 10 classes, 8 to train on, 5 held out"]);
     std::fs::write(folder.join("images"), idx(&[8, 8, 8], &pixels[..500])).unwrap();
-    folder.run("train files.toml --out cut").says(&["`images` holds no labelled images", "truncated"]);
+    let help = "help: halfmode plan files.toml --set 'data.train=[\"IMAGES\",\"LABELS\"]'";
+    let cut = folder.run("train files.toml --out cut").exits(4);
+    cut.says(&["`images` holds no labelled images", "truncated", help]);
+    // What a run left tells of it without the images.
+    std::fs::remove_file(folder.join("images")).unwrap();
+    folder.run("report runs/files").ok();
+    let report = std::fs::read_to_string(folder.join("runs/files/report.html")).unwrap();
+    assert!(report.contains("mnist files, 8x8 points, 10 classes") && report.contains("three neural ODEs"));
+    folder.run("plan files.toml").exits(4).says(&["images", help]);
+    std::fs::write(folder.join("images"), idx(&[8, 8, 8], &pixels[..500])).unwrap();
     folder.run("plan files.toml --set model={kind=\"cnf\"}").exits(3).says(&["data.kind", "density"]);
     folder.run("plan files.toml --set data.format=gif").exits(3).says(&["unknown value `gif`"]);
 }

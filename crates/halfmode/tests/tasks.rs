@@ -3,9 +3,11 @@
 
 mod common;
 
-use common::{Folder, assert_same_run, has_keys, latest};
+use common::{Done, Folder, assert_same_run, has_keys, latest};
 use halfmode::train::read_metrics;
 use serde_json::Value;
+use std::io::Write as _;
+use std::process::Stdio;
 
 /// A flow that takes a second in a debug build.
 const TINY: &str = r#"seed = 3
@@ -109,7 +111,12 @@ fn a_flow_goes_on_where_it_stopped() {
             assert_eq!(a[key], b[key], "{key}");
         }
     }
-    folder.run("train tiny.toml --out parts --resume --set model.n_flows=9").exits(7).says(&["another model"]);
+    let other = folder.run("train tiny.toml --out parts --resume --set model.n_flows=9").exits(7);
+    other.says(&["another model", "help: halfmode train parts --resume"]);
+    let metrics = std::fs::read_to_string(folder.join("parts/metrics.jsonl")).unwrap();
+    std::fs::write(folder.join("parts/metrics.jsonl"), metrics.replacen('\n', "\nrubbish\n", 1)).unwrap();
+    let torn = folder.run("train tiny.toml --out parts --resume").exits(7);
+    torn.says(&["metrics.jsonl", "help: mv parts/metrics.jsonl parts/metrics.jsonl.damaged"]);
     assert_eq!(latest(&folder.join("whole")).1["epoch"], 3);
 }
 
@@ -169,4 +176,28 @@ fn examples_are_the_presets() {
         let file = folder.json(&format!("plan {}", examples.join(name).with_extension("toml").display()));
         assert_eq!(file["config"], folder.json(&format!("plan {name}"))["config"], "{name}");
     }
+}
+
+/// A configuration from a pipe is read once: what kind of job it is and the job itself come from the same bytes.
+#[cfg(unix)]
+#[test]
+fn a_configuration_comes_through_a_pipe() {
+    let folder = folder("piped");
+    for (text, kind) in [(TINY, "cnf"), (common::TINY, "fno")] {
+        let mut command = folder.command("plan /dev/stdin --json");
+        let mut program = command.stdin(Stdio::piped()).spawn().unwrap();
+        program.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let done = Done::of("plan /dev/stdin", program.wait_with_output().unwrap()).ok();
+        assert_eq!(done.object()["config"]["model"]["kind"], kind);
+    }
+}
+
+/// A flow whose weights leave the range of numbers: the exit code and the help of divergence.
+#[test]
+fn a_flow_that_diverges_says_so() {
+    let folder = folder("flow-diverged");
+    let wild = "--set optimizer.learning_rate=1e30 --set precision.preset=full --set train.epochs=40";
+    let done = folder.run(&format!("train tiny.toml --out run {wild}")).exits(5);
+    done.says(&["diverged", "no checkpoint was written yet", "--set optimizer.learning_rate=2.5e29"]);
+    assert!(folder.join("run/summary.json").is_file() && folder.join("run/report.html").is_file());
 }

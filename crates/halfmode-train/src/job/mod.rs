@@ -31,7 +31,7 @@ pub use model_file::{Model, Normalisers};
 pub use observer::{EpochRecord, Evaluation, Observer, Progress, Quiet, ScaleRecord};
 pub use plan::{JobPlan, PlanOp, plan, plan_for};
 pub use precision_report::{Discretisation, PrecisionReport, PrecisionRow};
-pub use run::{Run, RunOptions, StopReason, Summary, render_panels};
+pub use run::{About, Run, RunOptions, StopReason, Summary, render_panels};
 pub use run_folder::{is_unused, newest_checkpoint};
 pub use run_report::write_report;
 pub use trainer::{StepRecord, TrainState, Trainer};

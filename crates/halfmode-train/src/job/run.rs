@@ -77,6 +77,18 @@ pub struct Summary {
     /// What a [task](crate::task) measured on held-out samples.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nans_from_null")]
     pub metrics: BTreeMap<String, f64>,
+    /// What a [task](crate::task) is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<About>,
+}
+
+/// A run in words, for a report that needs neither data nor model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The data in a line.
+    pub data: String,
+    /// The model in a line.
+    pub model: String,
 }
 
 /// A job with its directory.
@@ -241,7 +253,7 @@ impl Run {
             self.peak_activation_bytes = self.peak_activation_bytes.max(device.memory().activations.peak);
             let n_samples = order.len() - (first_batch as usize).saturating_mul(batch_size).min(order.len());
             let learning_rate = self.trainer.learning_rate();
-            let loss = self.mean_loss();
+            let loss = self.trainer.state().mean_loss();
             // Other resolutions cost more than they tell on the way: they are tested at the end.
             self.eval = if epoch + 1 == n_epochs {
                 self.trainer.evaluate_all()?
@@ -251,6 +263,7 @@ impl Run {
             self.note_peaks();
             let metric = self.first_test_error();
             self.trainer.end_epoch(metric)?;
+            let metric = metric.filter(|error| error.is_finite());
             let state = self.trainer.state();
             let record = EpochRecord {
                 epoch: state.epoch,
@@ -286,12 +299,7 @@ impl Run {
 
     fn first_test_error(&self) -> Option<f64> {
         let label = self.trainer.test_labels().next()?;
-        self.eval.get(label).map(|errors| errors.l2).filter(|error| error.is_finite())
-    }
-
-    fn mean_loss(&self) -> f64 {
-        let state = self.trainer.state();
-        state.loss_sum / (state.loss_samples.max(1)) as f64
+        self.eval.get(label).map(|errors| errors.l2)
     }
 
     /// Logs a step that was skipped or moved the loss scale from `before`.
@@ -319,7 +327,7 @@ impl Run {
             n_epochs: config.train.epochs,
             step: state.step,
             n_steps,
-            loss: self.mean_loss(),
+            loss: state.mean_loss(),
             eval: self.eval.clone(),
             metrics: BTreeMap::new(),
             samples_per_s: done * config.train.batch_size as f64 / elapsed.max(1e-9),
@@ -382,6 +390,7 @@ impl Run {
             final_loss_scale: self.trainer.loss_scale(),
             eval: self.eval.clone(),
             metrics: BTreeMap::new(),
+            about: None,
         };
         let text = serde_json::to_vec_pretty(&summary).unwrap_or_default();
         atomic_write(self.options.out.join("summary.json"), &text)?;

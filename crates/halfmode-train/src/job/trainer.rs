@@ -46,6 +46,11 @@ pub struct TrainState {
 }
 
 impl TrainState {
+    /// Mean loss per sample of the current epoch's applied steps; not a number before the first.
+    pub(crate) fn mean_loss(&self) -> f64 {
+        if self.loss_samples == 0 { f64::NAN } else { self.loss_sum / self.loss_samples as f64 }
+    }
+
     /// Whether a run can have come here: counts that can still be counted on, sums that are numbers.
     pub(crate) fn is_sound(&self) -> bool {
         let counts = [self.epoch, self.batch, self.step, self.skipped_steps, self.skipped_in_a_row, self.loss_samples];

@@ -8,19 +8,44 @@ use halfmode_autograd::{Tape, Var};
 use halfmode_data::{LabelledImages, drawn_shapes};
 use halfmode_nn::{Module, ParamSpec, Params};
 use halfmode_ode::{ConvNode, Storage, classes};
-use halfmode_precision::{Precision, PrecisionPolicy};
+use halfmode_precision::{DType, Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
+use std::fmt;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// Images and what they show, told by a [`ConvNode`].
-#[derive(Debug)]
 pub struct ClassifierTask {
     node: ConvNode,
+    n_train: usize,
+    n_test: usize,
+    about: String,
+    /// Shapes are drawn when an image is wanted: planning wants none.
+    sets: LazyLock<Sets, Box<dyn FnOnce() -> Sets + Send>>,
+}
+
+impl fmt::Debug for ClassifierTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ClassifierTask { node, n_train, n_test, about, sets: _ } = self;
+        write!(f, "ClassifierTask({about}, {n_train} and {n_test} images, {node:?})")
+    }
+}
+
+/// Images to train on, and held-out ones.
+struct Sets {
     train: LabelledImages,
     test: LabelledImages,
     /// Mean and reciprocal deviation of the training bytes.
     scale: (f64, f64),
-    about: String,
+}
+
+impl Sets {
+    fn new(train: LabelledImages, test: LabelledImages) -> Self {
+        let n = train.pixels.len().max(1) as f64;
+        let mean = train.pixels.iter().map(|&it| f64::from(it)).sum::<f64>() / n;
+        let var = train.pixels.iter().map(|&it| (f64::from(it) - mean).powi(2)).sum::<f64>() / n;
+        Sets { train, test, scale: (mean, 1.0 / var.sqrt().max(1.0)) }
+    }
 }
 
 /// Images that are evaluated at a time.
@@ -28,103 +53,117 @@ const EVAL_BATCH: usize = 64;
 /// Images in the picture of predictions, and of them in a row.
 const SHOWN: (usize, usize) = (32, 8);
 
-/// The sets that a configuration names, and a line about them.
-fn read(data: &TaskData, seed: u64) -> Result<(LabelledImages, LabelledImages, String), JobError> {
-    match data {
-        TaskData::Shapes(ShapesData { size, n_train, n_test }) => {
-            // Held-out shapes have numbers that no training reaches.
-            let test = drawn_shapes(seed, *size, 1 << 62, *n_test);
-            Ok((drawn_shapes(seed, *size, 0, *n_train), test, "drawn shapes".to_owned()))
-        }
-        TaskData::Images(ImagesData { format, train, test, n_train, n_test }) => {
-            let paths = |paths: &'static str, list: &[String]| match list {
-                [images, labels] => Ok([images.clone(), labels.clone()]),
-                _ => Err(JobError::Config {
-                    key: paths.to_owned(),
-                    why: format!("needs a file of images and one of labels, found {} names", list.len()),
-                }),
-            };
-            let read = |key: &'static str, list: &[String]| -> Result<LabelledImages, JobError> {
-                Ok(match format {
-                    ImageFormat::Cifar10 => {
-                        let list: Vec<&Path> = list.iter().map(Path::new).collect();
-                        LabelledImages::read_cifar10(&list)?
-                    }
-                    ImageFormat::Mnist => {
-                        let [images, labels] = paths(key, list)?;
-                        LabelledImages::read_idx(images.as_ref(), labels.as_ref())?
-                    }
-                    ImageFormat::Stl10 => {
-                        let [images, labels] = paths(key, list)?;
-                        LabelledImages::read_stl10(images.as_ref(), labels.as_ref())?
-                    }
-                })
-            };
-            let limited = |images: LabelledImages, n: Option<usize>| images.first(n.unwrap_or(usize::MAX));
-            let sets = [limited(read("data.train", train)?, *n_train), limited(read("data.test", test)?, *n_test)];
-            let [train, test] = sets;
-            if train.is_empty() || test.is_empty() {
-                return Err(JobError::Config { key: "data".to_owned(), why: "a set without images".to_owned() });
-            }
-            if train.extents != test.extents {
-                let why = format!("images of {:?} points, training images have {:?}", test.extents, train.extents);
-                return Err(JobError::Config { key: "data.test".to_owned(), why });
-            }
-            Ok((train, test, format!("{format:?} files").to_lowercase()))
-        }
-        TaskData::Density(_) | TaskData::Spirals(_) => Err(JobError::Config {
-            key: "data.kind".to_owned(),
-            why: "the classifier takes `shapes` or `images`".to_owned(),
+/// The sets in the files that a configuration names.
+fn read(ImagesData { format, train, test, n_train, n_test }: &ImagesData) -> Result<Sets, JobError> {
+    let paths = |key: &'static str, list: &[String]| match list {
+        [images, labels] => Ok([images.clone(), labels.clone()]),
+        _ => Err(JobError::Config {
+            key: key.to_owned(),
+            why: format!("needs a file of images and one of labels, found {} names", list.len()),
         }),
+    };
+    let read = |key: &'static str, list: &[String]| -> Result<LabelledImages, JobError> {
+        Ok(match format {
+            ImageFormat::Cifar10 => {
+                let list: Vec<&Path> = list.iter().map(Path::new).collect();
+                LabelledImages::read_cifar10(&list)?
+            }
+            ImageFormat::Mnist => {
+                let [images, labels] = paths(key, list)?;
+                LabelledImages::read_idx(images.as_ref(), labels.as_ref())?
+            }
+            ImageFormat::Stl10 => {
+                let [images, labels] = paths(key, list)?;
+                LabelledImages::read_stl10(images.as_ref(), labels.as_ref())?
+            }
+        })
+    };
+    let limited = |images: LabelledImages, n: Option<usize>| images.first(n.unwrap_or(usize::MAX));
+    let train = limited(read("data.train", train)?, *n_train);
+    let test = limited(read("data.test", test)?, *n_test);
+    if train.is_empty() || test.is_empty() {
+        return Err(JobError::Config { key: "data".to_owned(), why: "a set without images".to_owned() });
     }
+    if train.extents != test.extents {
+        let why = format!("images of {:?} points, training images have {:?}", test.extents, train.extents);
+        return Err(JobError::Config { key: "data.test".to_owned(), why });
+    }
+    Ok(Sets::new(train, test))
 }
 
 impl ClassifierTask {
-    /// The task of a configuration; draws or reads its images.
+    /// The task of a configuration; reads images from files. Shapes are drawn later, once.
     ///
     /// # Errors
     /// [`JobError::Config`] for data that are no images, and those of reading files.
     pub fn new(model: &ClassifierModel, data: &TaskData, solver: &SolverConfig, seed: u64) -> Result<Self, JobError> {
-        let (train, test, about) = read(data, seed)?;
-        let n = train.pixels.len().max(1) as f64;
-        let mean = train.pixels.iter().map(|&it| f64::from(it)).sum::<f64>() / n;
-        let var = train.pixels.iter().map(|&it| (f64::from(it) - mean).powi(2)).sum::<f64>() / n;
-        let node = ConvNode {
-            c_in: train.channels,
-            n_classes: train.names.len(),
+        let node = |like: &LabelledImages| ConvNode {
+            c_in: like.channels,
+            n_classes: like.names.len(),
             n_steps: solver.steps,
             method: solver.method.method(),
             storage: Storage::Trajectory,
-            ..ConvNode::new(train.extents, model.channels)
+            ..ConvNode::new(like.extents, model.channels)
         };
-        Ok(ClassifierTask { node, train, test, scale: (mean, 1.0 / var.sqrt().max(1.0)), about })
+        match data {
+            &TaskData::Shapes(ShapesData { size, n_train, n_test }) => {
+                let draw = move || {
+                    // Held-out shapes have numbers that no training reaches.
+                    Sets::new(drawn_shapes(seed, size, 0, n_train), drawn_shapes(seed, size, 1 << 62, n_test))
+                };
+                let (node, about) = (node(&drawn_shapes(seed, size, 0, 0)), "drawn shapes".to_owned());
+                Ok(ClassifierTask { node, n_train, n_test, about, sets: LazyLock::new(Box::new(draw)) })
+            }
+            TaskData::Images(data) => {
+                let sets = read(data)?;
+                let (node, about) = (node(&sets.train), format!("{:?} files", data.format).to_lowercase());
+                let (n_train, n_test) = (sets.train.len(), sets.test.len());
+                Ok(ClassifierTask { node, n_train, n_test, about, sets: LazyLock::new(Box::new(move || sets)) })
+            }
+            TaskData::Density(_) | TaskData::Spirals(_) => Err(JobError::Config {
+                key: "data.kind".to_owned(),
+                why: "the classifier takes `shapes` or `images`".to_owned(),
+            }),
+        }
     }
 
-    fn tensor(&self, device: &Device, images: &LabelledImages, indices: &[usize]) -> Result<Tensor, JobError> {
-        let (mean, factor) = self.scale;
+    /// Images of a set, standardised.
+    fn tensor(
+        &self,
+        device: &Device,
+        set: fn(&Sets) -> &LabelledImages,
+        indices: &[usize],
+    ) -> Result<Tensor, JobError> {
+        let shape = [indices.len(), self.node.c_in, self.node.image[0], self.node.image[1]];
+        if !device.launches() {
+            return Ok(device.alloc(shape, DType::real(Precision::F32), Purpose::Data)?);
+        }
+        let ((mean, factor), images) = (self.sets.scale, set(&self.sets));
         let bytes = indices.iter().flat_map(|&idx| images.image(idx));
         let values: Vec<f32> = bytes.map(|&it| ((f64::from(it) - mean) * factor) as f32).collect();
-        let shape = [indices.len(), images.channels, images.extents[0], images.extents[1]];
         Ok(Tensor::from_slice(device, &values, shape, Precision::F32, Purpose::Data)?)
     }
 
     /// Predicted classes of the test set, and the mean cross entropy; on the planning device nothing.
     fn predictions(&self, model: &Trained<'_>) -> Result<(Vec<usize>, f64), JobError> {
-        let (mut found, mut sum) = (Vec::with_capacity(self.test.len()), 0.0);
-        let all: Vec<usize> = (0..self.test.len()).collect();
-        for indices in all.chunks(EVAL_BATCH) {
+        let (mut found, mut sum) = (Vec::new(), 0.0);
+        for first in (0..self.n_test).step_by(EVAL_BATCH) {
+            let indices: Vec<usize> = (first..self.n_test.min(first + EVAL_BATCH)).collect();
             let (mut tape, params) = model.tape();
-            let x = tape.constant(self.tensor(model.device, &self.test, indices)?);
+            let x = tape.constant(self.tensor(model.device, |sets| &sets.test, &indices)?);
             let logits = self.node.forward(&mut tape, &params, &[&x])?;
-            let labels = indices.iter().map(|&idx| self.test.labels[idx]).collect();
-            let loss = tape.apply(CrossEntropy { labels, reduction: Reduction::Sum }, &[&logits])?;
+            let labels = match model.device.launches() {
+                true => indices.iter().map(|&idx| self.sets.test.labels[idx]).collect(),
+                false => vec![0; indices.len()],
+            };
+            let loss = tape.apply(CrossEntropy { labels: labels.into(), reduction: Reduction::Sum }, &[&logits])?;
             if !model.device.launches() {
                 break;
             }
             found.extend(classes(logits.value())?);
             sum += loss.value().to_vec::<f64>()?.iter().sum::<f64>();
         }
-        Ok((found, sum / self.test.len().max(1) as f64))
+        Ok((found, sum / self.n_test.max(1) as f64))
     }
 }
 
@@ -139,9 +178,9 @@ impl Task for ClassifierTask {
     }
 
     fn describe_data(&self) -> String {
-        let [rows, columns] = self.train.extents;
-        let (n, n_test, n_classes) = (self.train.len(), self.test.len(), self.train.names.len());
-        format!("{}, {rows}x{columns} points, {n_classes} classes, {n} to train on, {n_test} held out", self.about)
+        let ([rows, columns], n_classes) = (self.node.image, self.node.n_classes);
+        let (about, n, n_test) = (&self.about, self.n_train, self.n_test);
+        format!("{about}, {rows}x{columns} points, {n_classes} classes, {n} to train on, {n_test} held out")
     }
 
     fn param_specs(&self) -> Vec<ParamSpec> {
@@ -154,13 +193,17 @@ impl Task for ClassifierTask {
     }
 
     fn n_train(&self) -> usize {
-        self.train.len()
+        self.n_train
     }
 
     fn batch(&self, device: &Device, _epoch: u64, indices: &[usize]) -> Result<Vec<Tensor>, JobError> {
-        let labels: Vec<f64> = indices.iter().map(|&idx| self.train.labels[idx] as f64).collect();
-        let labels = Tensor::from_slice(device, &labels, [indices.len()], Precision::F32, Purpose::Data)?;
-        Ok(vec![self.tensor(device, &self.train, indices)?, labels])
+        let labels = if device.launches() {
+            let labels: Vec<f64> = indices.iter().map(|&idx| self.sets.train.labels[idx] as f64).collect();
+            Tensor::from_slice(device, &labels, [indices.len()], Precision::F32, Purpose::Data)?
+        } else {
+            device.alloc([indices.len()], DType::real(Precision::F32), Purpose::Data)?
+        };
+        Ok(vec![self.tensor(device, |sets| &sets.train, indices)?, labels])
     }
 
     fn loss(&self, tape: &mut Tape, params: &[Var], batch: Vec<Tensor>) -> halfmode_autograd::Result<Var> {
@@ -178,24 +221,31 @@ impl Task for ClassifierTask {
         tape.apply(CrossEntropy { labels: labels.into(), reduction: Reduction::Mean }, &[&logits])
     }
 
-    fn evaluate(&self, model: &Trained<'_>) -> Result<Vec<(&'static str, f64)>, JobError> {
+    fn measures(&self) -> &'static [&'static str] {
+        &["cross entropy", "accuracy"]
+    }
+
+    fn evaluate(&self, model: &Trained<'_>) -> Result<Vec<f64>, JobError> {
         let (found, loss) = self.predictions(model)?;
-        let right = found.iter().zip(&self.test.labels).filter(|(found, label)| found == label).count();
-        let accuracy = right as f64 / self.test.len().max(1) as f64;
-        Ok(vec![("cross entropy", loss), ("accuracy", accuracy)])
+        if !model.device.launches() {
+            return Ok(vec![0.0; 2]);
+        }
+        let right = found.iter().zip(&self.sets.test.labels).filter(|(found, label)| found == label).count();
+        Ok(vec![loss, right as f64 / self.n_test.max(1) as f64])
     }
 
     fn pictures(&self, model: &Trained<'_>) -> Result<Vec<(String, Vec<u8>)>, JobError> {
         let drawn = |err: crate::pictures::Error| JobError::Config { key: "plots".to_owned(), why: err.to_string() };
         let (found, _) = self.predictions(model)?;
-        let names = &self.test.names;
+        let test = &self.sets.test;
+        let names = &test.names;
         let mut counts = vec![0; names.len() * names.len()];
-        found.iter().zip(&self.test.labels).for_each(|(found, label)| counts[label * names.len() + found] += 1);
+        found.iter().zip(&test.labels).for_each(|(found, label)| counts[label * names.len() + found] += 1);
         let tile = |(idx, &found): (usize, &usize)| {
-            let label = self.test.labels[idx];
+            let label = test.labels[idx];
             let said =
                 if found == label { names[label].clone() } else { format!("{} > {}", names[label], names[found]) };
-            Tile { pixels: self.test.image(idx), extents: self.test.extents, label: said, marked: found != label }
+            Tile { pixels: test.image(idx), extents: test.extents, label: said, marked: found != label }
         };
         let tiles: Vec<Tile<'_>> = found.iter().enumerate().take(SHOWN.0).map(tile).collect();
         Ok(vec![

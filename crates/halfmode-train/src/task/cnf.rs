@@ -7,8 +7,7 @@ use crate::task::{CnfModel, DensityData, SolverConfig, Task, Trained};
 use halfmode_autograd::{Tape, Var};
 use halfmode_nn::ParamSpec;
 use halfmode_ode::{
-    AdjointScaling, OdeOptions, OdePrecision, PlanarField, ScaleConfig, Times, TupleField, odeint_tuple,
-    odeint_tuple_last,
+    AdjointScaling, OdeOptions, OdePrecision, PlanarField, ScaleConfig, Times, TupleField, odeint_tuple_last,
 };
 use halfmode_precision::{Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -22,7 +21,6 @@ pub struct CnfTask {
     data: DensityData,
     solver: SolverConfig,
     seed: u64,
-    options: OdeOptions,
 }
 
 /// Held-out points have numbers from here on: no training reaches them.
@@ -35,21 +33,30 @@ const MASS_SQUARE: (f64, usize) = (6.0, 121);
 const SHOWN: (f64, usize) = (4.5, 128);
 /// Points in pictures, and paths.
 const N_DRAWN: (usize, usize) = (4000, 60);
+/// Pictures of the flow, evenly over time.
+const MOMENTS: [&str; 5] = ["t = 0", "t = 1/4", "t = 1/2", "t = 3/4", "t = 1"];
+/// The most pieces of a path in the picture.
+const PATH_INTERVALS: usize = 256;
 
 impl CnfTask {
     /// The task of a configuration.
     #[must_use]
-    pub fn new(model: &CnfModel, data: &DensityData, solver: &SolverConfig, of: (&PrecisionPolicy, u64)) -> Self {
+    pub fn new(model: &CnfModel, data: &DensityData, solver: &SolverConfig, seed: u64) -> Self {
         let field = Arc::new(PlanarField { dim: 2, hidden: model.hidden, n_flows: model.n_flows });
-        let (policy, seed) = of;
-        let precision = OdePrecision::new(policy.clone()).wide_leaf(1);
-        let mut options = OdeOptions::new(precision).method(solver.method.method());
-        if let AdjointScaling::Dynamic(_) = options.scaling {
+        CnfTask { field, data: data.clone(), solver: solver.clone(), seed }
+    }
+
+    fn options(&self, policy: &PrecisionPolicy) -> OdeOptions {
+        let options =
+            OdeOptions::new(OdePrecision::new(policy.clone()).wide_leaf(1)).method(self.solver.method.method());
+        match options.scaling {
             // Gradients of the coefficients are sums over a batch: the points' own adjoints leave them room.
-            let target = Some(SCALED_ADJOINT);
-            options = options.scaling(AdjointScaling::Dynamic(ScaleConfig { target, ..ScaleConfig::DEFAULT }));
+            AdjointScaling::Dynamic(_) => {
+                let target = Some(SCALED_ADJOINT);
+                options.scaling(AdjointScaling::Dynamic(ScaleConfig { target, ..ScaleConfig::DEFAULT }))
+            }
+            _ => options,
         }
-        CnfTask { field, data: data.clone(), solver: solver.clone(), seed, options }
     }
 
     fn tensor(device: &Device, points: &[[f64; 2]]) -> Result<Tensor, JobError> {
@@ -74,12 +81,12 @@ impl CnfTask {
     /// # Errors
     /// Those of the solve and of memory. On the planning device there are no numbers.
     pub fn log_density(&self, model: &Trained<'_>, points: &[[f64; 2]]) -> Result<Vec<f64>, JobError> {
-        let times = self.solver.times(1.0, 0.0);
+        let (times, options) = (self.solver.times(1.0, 0.0), self.options(model.policy));
         let mut out = Vec::with_capacity(points.len());
         for points in points.chunks(EVAL_BATCH) {
             let (mut tape, params) = model.tape();
             let state = Self::state(&tape, Self::tensor(model.device, points)?)?;
-            let last = odeint_tuple_last(&mut tape, &self.field, &state, Times::Fixed(&times), &params, &self.options)?;
+            let last = odeint_tuple_last(&mut tape, &self.field, &state, Times::Fixed(&times), &params, &options)?;
             if !model.device.launches() {
                 break;
             }
@@ -93,20 +100,26 @@ impl CnfTask {
         Ok(out)
     }
 
-    /// Where the flow brings points of the standard normal density, at all time points from 0 to 1.
+    /// Where the flow brings points of the standard normal density: at the time points of these numbers, which rise,
+    /// from time 0 on.
     ///
     /// # Errors
     /// Those of the solve and of memory.
-    pub fn paths(&self, model: &Trained<'_>, start: &[[f64; 2]]) -> Result<Vec<Vec<[f64; 2]>>, JobError> {
-        let times = self.solver.times(0.0, 1.0);
+    pub fn flow(&self, model: &Trained<'_>, start: &[[f64; 2]], at: &[usize]) -> Result<Vec<Vec<[f64; 2]>>, JobError> {
+        let (times, options) = (self.solver.times(0.0, 1.0), self.options(model.policy));
         let (mut tape, params) = model.tape();
-        let state = Self::state(&tape, Self::tensor(model.device, start)?)?;
-        let all = odeint_tuple(&mut tape, &self.field, &state, Times::Fixed(&times), &params, &self.options)?;
-        let points = all.iter().map(|state| {
+        let mut state = Vec::from(Self::state(&tape, Self::tensor(model.device, start)?)?);
+        let (mut from, mut moments) = (0, Vec::with_capacity(at.len()));
+        for &to in at {
+            // States between two moments are not kept.
+            if let Some(span @ [_, _, ..]) = times.get(from..=to) {
+                state = odeint_tuple_last(&mut tape, &self.field, &state, Times::Fixed(span), &params, &options)?;
+                from = to;
+            }
             let z = state[0].value().to_vec::<f64>()?;
-            Ok(z.chunks_exact(2).map(|z| [z[0], z[1]]).collect())
-        });
-        points.collect()
+            moments.push(z.chunks_exact(2).map(|z| [z[0], z[1]]).collect());
+        }
+        Ok(moments)
     }
 
     /// Points of the standard normal density.
@@ -157,14 +170,26 @@ impl Task for CnfTask {
         let missing = halfmode_autograd::Error::Arity { op: "cnf", expected: 1, found: batch.len() };
         let state = Self::state(tape, batch.into_iter().next().ok_or(missing)?)?;
         let times = self.solver.times(1.0, 0.0);
-        let last = odeint_tuple_last(tape, &self.field, &state, Times::Fixed(&times), params, &self.options)?;
+        let options = self.options(&tape.cx().policy);
+        let last = odeint_tuple_last(tape, &self.field, &state, Times::Fixed(&times), params, &options)?;
         tape.apply(GaussianNll, &last.iter().collect::<Vec<_>>())
     }
 
-    fn evaluate(&self, model: &Trained<'_>) -> Result<Vec<(&'static str, f64)>, JobError> {
-        let n = self.data.n_test as u64;
-        let log_p = self.log_density(model, &self.points((0..n).map(|idx| FIRST_TEST + idx)))?;
-        Ok(vec![("NLL", -log_p.iter().sum::<f64>() / log_p.len().max(1) as f64)])
+    fn measures(&self) -> &'static [&'static str] {
+        &["NLL"]
+    }
+
+    fn evaluate(&self, model: &Trained<'_>) -> Result<Vec<f64>, JobError> {
+        let (n, mut sum) = (self.data.n_test, 0.0);
+        for first in (0..n).step_by(EVAL_BATCH) {
+            let numbers = first as u64..n.min(first + EVAL_BATCH) as u64;
+            let log_p = self.log_density(model, &self.points(numbers.map(|idx| FIRST_TEST + idx)))?;
+            sum = log_p.iter().fold(sum, |sum, log_p| sum + log_p);
+            if !model.device.launches() {
+                break;
+            }
+        }
+        Ok(vec![-sum / n.max(1) as f64])
     }
 
     fn evaluate_at_end(&self, model: &Trained<'_>) -> Result<Vec<(&'static str, f64)>, JobError> {
@@ -178,27 +203,27 @@ impl Task for CnfTask {
         let (half, n) = SHOWN;
         let drawn = |err: crate::pictures::Error| JobError::Config { key: "plots".to_owned(), why: err.to_string() };
         let data = self.points((0..N_DRAWN.0 as u64).map(|idx| FIRST_TEST + idx));
-        let moments = self.paths(model, &self.normals(N_DRAWN.0))?;
+        let normals = self.normals(N_DRAWN.0);
+        // Numbers of time points, `n` intervals apart.
+        let spread = |n: usize| -> Vec<usize> {
+            (0..=n).map(|i| (self.solver.steps as f64 * i as f64 / n as f64).round() as usize).collect()
+        };
+        let moments = self.flow(model, &normals, &spread(MOMENTS.len() - 1))?;
         let cloud = |label, points| Cloud { label, points, ..Cloud::default() };
-        let empty = Vec::new();
-        let at = |share: f64| moments.get((share * (moments.len() - 1) as f64).round() as usize).unwrap_or(&empty);
-        let samples = clouds_png(&[cloud("data", &data), cloud("model", at(1.0))], (-half, half)).map_err(drawn)?;
+        let end = moments.last().map_or(&[][..], Vec::as_slice);
+        let samples = clouds_png(&[cloud("data", &data), cloud("model", end)], (-half, half)).map_err(drawn)?;
         let density: Vec<f32> = self.log_density(model, &Self::grid(SHOWN))?.iter().map(|it| it.exp() as f32).collect();
         let field = Field::new(&density, [n, n]).map_err(drawn)?;
         let panel = Panel { label: "density of the model", field, scale: Scale::Magnitude };
         let density = panel_png(&[panel]).map_err(drawn)?;
+        let on_paths = spread(self.solver.steps.min(PATH_INTERVALS));
+        let on_paths = self.flow(model, &normals[..N_DRAWN.1.min(normals.len())], &on_paths)?;
+        let starts = on_paths.first().cloned().unwrap_or_default();
+        let ends = on_paths.last().cloned().unwrap_or_default();
         let paths: Vec<Vec<[f64; 2]>> =
-            (0..N_DRAWN.1.min(N_DRAWN.0)).map(|i| moments.iter().map(|points| points[i]).collect()).collect();
-        let starts: Vec<[f64; 2]> = paths.iter().filter_map(|path| path.first().copied()).collect();
-        let ends: Vec<[f64; 2]> = paths.iter().filter_map(|path| path.last().copied()).collect();
-        let flows = [
-            ("t = 0", at(0.0)),
-            ("t = 1/4", at(0.25)),
-            ("t = 1/2", at(0.5)),
-            ("t = 3/4", at(0.75)),
-            ("t = 1", at(1.0)),
-        ];
-        let mut panels: Vec<Cloud<'_>> = flows.iter().map(|(label, points)| cloud(label, points)).collect();
+            (0..starts.len()).map(|i| on_paths.iter().map(|points| points[i]).collect()).collect();
+        let mut panels: Vec<Cloud<'_>> =
+            MOMENTS.iter().zip(&moments).map(|(label, points)| cloud(label, points)).collect();
         panels.push(Cloud { label: "paths from 0 to 1", points: &starts, marks: &ends, paths: &paths });
         let flows = clouds_png(&panels, (-half, half)).map_err(drawn)?;
         let named = |name: &str, png| (name.to_owned(), png);
@@ -215,7 +240,7 @@ impl Task for CnfTask {
         // A flow at a point: its argument, tanh (20), velocity and divergence; the way back recomputes and adds.
         let (forward, backward) = (4.0 * d + 24.0, 14.0 * d + 12.0);
         let time = 2.0 * (hidden * (1 + hidden + n_flows * (3 * dim + 1))) as f64;
-        let stages = (self.solver.steps * self.options.method.tableau().b.len()) as f64;
+        let stages = (self.solver.steps * self.solver.method.method().tableau().b.len()) as f64;
         stages * ((batch * n_flows) as f64 * (2.0 * forward + backward) + 4.0 * time)
     }
 }

@@ -23,7 +23,6 @@ pub struct LatentSpiralTask {
     data: SpiralData,
     solver: SolverConfig,
     seed: u64,
-    options: OdeOptions,
 }
 
 /// Held-out curves have numbers from here on.
@@ -59,13 +58,11 @@ fn mlp(tape: &mut Tape, x: &Var, params: &[Var]) -> Result<Var> {
 impl LatentSpiralTask {
     /// The task of a configuration.
     #[must_use]
-    pub fn new(model: &LatentOdeModel, data: &SpiralData, solver: &SolverConfig, of: (&PrecisionPolicy, u64)) -> Self {
-        let (policy, seed) = of;
+    pub fn new(model: &LatentOdeModel, data: &SpiralData, solver: &SolverConfig, seed: u64) -> Self {
         let field = MlpField { channels: model.latent, hidden: vec![model.hidden], time: TimeInput::None };
-        let options = OdeOptions::new(OdePrecision::new(policy.clone())).method(solver.method.method());
         let spirals = Spirals { n_points: data.n_points, noise: data.noise };
         let (field, hidden, data, solver) = (Arc::new(field), model.hidden, data.clone(), solver.clone());
-        LatentSpiralTask { field, hidden, spirals, data, solver, seed, options }
+        LatentSpiralTask { field, hidden, spirals, data, solver, seed }
     }
 
     /// Steps between two observations.
@@ -95,6 +92,10 @@ impl LatentSpiralTask {
         std::iter::once(tensor(seen)).chain((0..n).map(|i| tensor(at(i)))).collect()
     }
 
+    fn options(&self, policy: &PrecisionPolicy) -> OdeOptions {
+        OdeOptions::new(OdePrecision::new(policy.clone())).method(self.solver.method.method())
+    }
+
     /// Where the model has the curves at the first `n_points` times.
     fn predict(&self, tape: &mut Tape, params: &[Var], seen: Tensor, n_points: usize) -> Result<Vec<Var>> {
         let n_field = params.len() - 2 * N_MLP;
@@ -105,7 +106,8 @@ impl LatentSpiralTask {
         let (substeps, unit) = (self.substeps(), 1.0 / (self.data.n_points - 1) as f64);
         let n_steps = substeps * (n_points - 1);
         let times: Vec<f64> = (0..=n_steps).map(|i| i as f64 * unit / substeps as f64).collect();
-        let states = odeint(tape, &self.field, &z0, Times::Fixed(&times), field, &self.options)?;
+        let options = self.options(&tape.cx().policy);
+        let states = odeint(tape, &self.field, &z0, Times::Fixed(&times), field, &options)?;
         states.iter().step_by(substeps).map(|z| mlp(tape, z, decoder)).collect()
     }
 
@@ -165,11 +167,16 @@ impl Task for LatentSpiralTask {
         tape.apply(SquaredError, &points.iter().chain(&targets).collect::<Vec<_>>())
     }
 
-    fn evaluate(&self, model: &Trained<'_>) -> std::result::Result<Vec<(&'static str, f64)>, JobError> {
-        let curves = self.curves((0..self.data.n_test as u64).map(|idx| FIRST_TEST + idx));
-        let (n, mut squares) = (self.data.n_points, [0.0; 2]);
-        for curves in curves.chunks(EVAL_BATCH) {
-            for (fitted, curve) in self.fitted(model, curves)?.iter().zip(curves) {
+    fn measures(&self) -> &'static [&'static str] {
+        &["distance", "distance beyond the observations"]
+    }
+
+    fn evaluate(&self, model: &Trained<'_>) -> std::result::Result<Vec<f64>, JobError> {
+        let (n, n_test, mut squares) = (self.data.n_points, self.data.n_test, [0.0; 2]);
+        for first in (0..n_test).step_by(EVAL_BATCH) {
+            let numbers = first as u64..n_test.min(first + EVAL_BATCH) as u64;
+            let curves = self.curves(numbers.map(|idx| FIRST_TEST + idx));
+            for (fitted, curve) in self.fitted(model, &curves)?.iter().zip(&curves) {
                 for (i, (fitted, exact)) in fitted.iter().zip(&curve.exact).enumerate() {
                     squares[usize::from(i >= n)] += (fitted[0] - exact[0]).powi(2) + (fitted[1] - exact[1]).powi(2);
                 }
@@ -178,9 +185,8 @@ impl Task for LatentSpiralTask {
                 break;
             }
         }
-        let points = [n, n - 1].map(|it| (it * curves.len().max(1)) as f64);
-        let [fit, beyond] = [0, 1].map(|part| (squares[part] / points[part]).sqrt());
-        Ok(vec![("distance", fit), ("distance beyond the observations", beyond)])
+        let points = [n, n - 1].map(|it| (it * n_test.max(1)) as f64);
+        Ok([0, 1].map(|part| (squares[part] / points[part]).sqrt()).to_vec())
     }
 
     fn pictures(&self, model: &Trained<'_>) -> std::result::Result<Vec<(String, Vec<u8>)>, JobError> {
@@ -203,7 +209,7 @@ impl Task for LatentSpiralTask {
 
     fn step_flops(&self, batch: usize) -> f64 {
         let (latent, hidden, n) = (self.field.channels, self.hidden, self.data.n_points);
-        let stages = ((n - 1) * self.substeps() * self.options.method.tableau().b.len()) as f64;
+        let stages = ((n - 1) * self.substeps() * self.solver.method.method().tableau().b.len()) as f64;
         // Forward, again, and twice for the way back; perceptrons outside of the solve are not recomputed.
         let field = stages * 4.0 * 4.0 * (latent * hidden) as f64;
         let outside = 3.0 * 2.0 * (hidden * (2 * n + latent) + n * hidden * (latent + 2)) as f64;

@@ -68,12 +68,15 @@ pub trait Task: fmt::Debug + Send + Sync {
     /// Those of its ops.
     fn loss(&self, tape: &mut Tape, params: &[Var], batch: Vec<Tensor>) -> halfmode_autograd::Result<Var>;
 
-    /// Measures on held-out samples, names with values. The first is the criterion: smaller is better, it steers the
-    /// schedule and the best model. On the planning device: the same work, no numbers.
+    /// What is measured on held-out samples. The first is the criterion: smaller is better, it steers the schedule and
+    /// the best model.
+    fn measures(&self) -> &'static [&'static str];
+
+    /// The values of [`Task::measures`]. On the planning device: the same work, no numbers.
     ///
     /// # Errors
     /// Those of the model and of memory.
-    fn evaluate(&self, model: &Trained<'_>) -> Result<Vec<(&'static str, f64)>, JobError>;
+    fn evaluate(&self, model: &Trained<'_>) -> Result<Vec<f64>, JobError>;
 
     /// Measures that are made once, after the last epoch.
     ///
@@ -116,20 +119,23 @@ impl Trained<'_> {
     }
 }
 
-/// The task that a configuration describes.
+/// The task that a configuration describes, in whatever precision: one for planning and training alike, since it holds
+/// the samples that were read.
 ///
 /// # Errors
-/// [`JobError::Config`] for data that the model cannot take.
-pub fn build(config: &TaskConfig, policy: &PrecisionPolicy) -> Result<Box<dyn Task>, JobError> {
+/// Those of [`TaskConfig::validate`], [`JobError::Config`] for data that the model cannot take, and those of reading
+/// files.
+pub fn build(config: &TaskConfig) -> Result<Arc<dyn Task>, JobError> {
+    config.validate()?;
     match (&config.model, &config.data) {
         (TaskModel::Cnf(model), TaskData::Density(data)) => {
-            Ok(Box::new(CnfTask::new(model, data, &config.solver, (policy, config.seed))))
+            Ok(Arc::new(CnfTask::new(model, data, &config.solver, config.seed)))
         }
         (TaskModel::LatentOde(model), TaskData::Spirals(data)) => {
-            Ok(Box::new(LatentSpiralTask::new(model, data, &config.solver, (policy, config.seed))))
+            Ok(Arc::new(LatentSpiralTask::new(model, data, &config.solver, config.seed)))
         }
         (TaskModel::OdeClassifier(model), data @ (TaskData::Shapes(_) | TaskData::Images(_))) => {
-            Ok(Box::new(ClassifierTask::new(model, data, &config.solver, config.seed)?))
+            Ok(Arc::new(ClassifierTask::new(model, data, &config.solver, config.seed)?))
         }
         _ => {
             let why = "the model cannot take these data: cnf takes density, latent-ode takes spirals, ode-classifier \

@@ -1,9 +1,9 @@
 //! The report of a task's run, made from the files of its directory alone.
 
 use crate::job::run_report::{bad, loss_scale, memory_rows, precision_table, read};
-use crate::job::{EpochRecord, JobError, Summary};
+use crate::job::{About, EpochRecord, JobError, Summary};
 use crate::pictures::{Chart, Image, Line, MemoryRow, Outcome, Report, Series, YAxis, curves_svg, report_html};
-use crate::task::{TaskConfig, build, is_task};
+use crate::task::{TaskConfig, is_task};
 use crate::{atomic_write, read_metrics};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,12 +43,12 @@ fn gather(out: &Path) -> Result<Report, JobError> {
     let environment: BTreeMap<String, String> =
         read(&out.join("environment.json")).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let policy = config.validate()?;
-    let task = build(&config, &policy)?;
+    let About { data, model } = summary.about.clone().unwrap_or_default();
     let format = if policy.pointwise.storage.is_half() { policy.format.name() } else { "f32" };
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let facts = vec![
-        fact("data", task.describe_data()),
-        fact("model", task.describe()),
+        fact("data", data),
+        fact("model", model.clone()),
         fact("epochs", format!("{} of {}", summary.epochs, config.train.epochs)),
         fact("batch size", config.train.batch_size.to_string()),
         fact("learning rate", config.optimizer.learning_rate.to_string()),
@@ -60,12 +60,7 @@ fn gather(out: &Path) -> Result<Report, JobError> {
     Ok(Report {
         title: out.file_name().map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned()),
         outcome: if summary.finished { Outcome::Finished } else { Outcome::Stopped },
-        subtitle: format!(
-            "{}, {} parameters, {} {format}",
-            task.describe(),
-            summary.n_parameters,
-            config.precision.preset
-        ),
+        subtitle: format!("{model}, {} parameters, {} {format}", summary.n_parameters, config.precision.preset),
         metrics: summary.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect(),
         facts,
         precision: precision_table(&policy),

@@ -3,9 +3,9 @@
 use crate::job::model_file::{FORMAT_VERSION, read_named_checked};
 use crate::job::run_folder;
 use crate::job::{
-    EpochRecord, JobError, JobPlan, Observer, Progress, RunOptions, ScaleRecord, StopReason, Summary, TrainState,
+    About, EpochRecord, JobError, JobPlan, Observer, Progress, RunOptions, ScaleRecord, StopReason, Summary, TrainState,
 };
-use crate::task::{TaskConfig, TaskModel, TaskTrainer, plan, write_report};
+use crate::task::{Task, TaskConfig, TaskModel, TaskTrainer, plan, write_report};
 use crate::{MetricsLog, atomic_write, write_named};
 use halfmode_data::shuffled;
 use halfmode_precision::PrecisionConfig;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The JSON object under `halfmode` in the metadata of a checkpoint.
@@ -38,9 +39,12 @@ pub struct TaskRun {
     options: RunOptions,
     metrics: MetricsLog,
     scales: MetricsLog,
+    /// What was measured last.
     measured: BTreeMap<String, f64>,
     peak_activation_bytes: usize,
     peak_bytes: usize,
+    /// The most that an earlier session held of a GPU's memory.
+    device_peak_bytes: Option<usize>,
     /// Held as long as the run lives.
     _lock: Option<File>,
 }
@@ -64,14 +68,19 @@ impl TaskRun {
     /// # Errors
     /// [`JobError::OutNotEmpty`], [`JobError::OutInUse`] if another process writes there, [`JobError::Resume`], and
     /// those of [`TaskTrainer::new`].
-    pub fn new(config: TaskConfig, device: &Device, options: RunOptions) -> Result<Self, JobError> {
+    pub fn new(
+        config: TaskConfig,
+        task: &Arc<dyn Task>,
+        device: &Device,
+        options: RunOptions,
+    ) -> Result<Self, JobError> {
         let out = &options.out;
         let resumes = options.resume || options.resume_from.is_some();
         if !run_folder::is_unused(out) && !resumes && !options.force {
             return Err(JobError::OutNotEmpty { path: out.clone() });
         }
-        let plan = plan(&config, device.target())?;
-        let mut trainer = TaskTrainer::new(config.clone(), device)?;
+        let plan = plan(&config, task, device.target())?;
+        let mut trainer = TaskTrainer::new(config.clone(), task, device)?;
         let lock = run_folder::take(out)?;
         let text = toml::to_string(&config)
             .map_err(|err| JobError::Config { key: "config".to_owned(), why: err.to_string() })?;
@@ -104,19 +113,19 @@ impl TaskRun {
         // A resumed run keeps the peaks of its earlier sessions.
         let earlier = std::fs::read(out.join("summary.json")).ok().filter(|_| resumes);
         let earlier = earlier.and_then(|text| serde_json::from_slice::<Summary>(&text).ok());
-        let (peak_activation_bytes, peak_bytes) =
-            earlier.map_or((0, 0), |summary| (summary.peak_activation_bytes, summary.peak_bytes));
-        let measured = BTreeMap::new();
-        let files = (metrics, scales);
+        let (peak_activation_bytes, peak_bytes, device_peak_bytes) = earlier.map_or((0, 0, None), |summary| {
+            (summary.peak_activation_bytes, summary.peak_bytes, summary.device_peak_bytes)
+        });
         Ok(TaskRun {
             trainer,
             plan,
             options,
-            metrics: files.0,
-            scales: files.1,
-            measured,
+            metrics,
+            scales,
+            measured: BTreeMap::new(),
             peak_activation_bytes,
             peak_bytes,
+            device_peak_bytes,
             _lock: lock,
         })
     }
@@ -170,6 +179,10 @@ impl TaskRun {
             device.reset_peak();
             for indices in order.chunks(batch_size).skip(first_batch) {
                 if let Some(reason) = stop() {
+                    if self.trainer.state().batch > 0 {
+                        // Of the weights before this epoch.
+                        self.measured.clear();
+                    }
                     self.note_peaks();
                     self.save(session)?;
                     return Ok(Some(reason));
@@ -182,13 +195,14 @@ impl TaskRun {
             }
             let seconds = start.elapsed().as_secs_f64();
             self.peak_activation_bytes = self.peak_activation_bytes.max(device.memory().activations.peak);
-            let n_samples = order.len().saturating_sub(first_batch * batch_size);
-            let (learning_rate, loss) = (self.trainer.learning_rate(), self.mean_loss());
+            let n_samples = order.len().saturating_sub(first_batch.saturating_mul(batch_size));
+            let (learning_rate, loss) = (self.trainer.learning_rate(), self.trainer.state().mean_loss());
             let measured = self.trainer.evaluate()?;
-            let criterion = measured.first().map(|(_, value)| *value).filter(|value| value.is_finite());
+            let criterion = measured.first().map(|(_, value)| *value);
             self.measured = measured.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
             self.note_peaks();
             self.trainer.end_epoch(criterion)?;
+            let criterion = criterion.filter(|value| value.is_finite());
             let state = self.trainer.state();
             let record = EpochRecord {
                 epoch: state.epoch,
@@ -220,11 +234,6 @@ impl TaskRun {
         Ok(None)
     }
 
-    fn mean_loss(&self) -> f64 {
-        let state = self.trainer.state();
-        state.loss_sum / state.loss_samples.max(1) as f64
-    }
-
     /// Logs a step that was skipped or moved the loss scale from `before`.
     fn note_scale(&mut self, before: f64, applied: bool) -> Result<(), JobError> {
         let scale = self.trainer.loss_scale();
@@ -250,7 +259,7 @@ impl TaskRun {
             n_epochs: config.train.epochs,
             step: state.step,
             n_steps,
-            loss: self.mean_loss(),
+            loss: state.mean_loss(),
             eval: BTreeMap::new(),
             metrics: self.measured.clone(),
             samples_per_s: done * config.train.batch_size as f64 / elapsed.max(1e-9),
@@ -293,7 +302,7 @@ impl TaskRun {
             steps: state.step,
             seconds: state.seconds,
             peak_bytes: self.peak_bytes.max(device.memory().total.peak),
-            device_peak_bytes: device.held_peak_bytes(),
+            device_peak_bytes: device.held_peak_bytes().max(self.device_peak_bytes),
             planned_peak_bytes: self.plan.peak_bytes(),
             peak_activation_bytes: self.peak_activation_bytes,
             n_parameters: self.trainer.params().n_scalars(),
@@ -301,6 +310,7 @@ impl TaskRun {
             final_loss_scale: self.trainer.loss_scale(),
             eval: BTreeMap::new(),
             metrics: self.measured.clone(),
+            about: Some(About { data: self.trainer.task().describe_data(), model: self.trainer.task().describe() }),
         };
         let text = serde_json::to_vec_pretty(&summary).unwrap_or_default();
         atomic_write(self.options.out.join("summary.json"), &text)?;
@@ -315,13 +325,15 @@ impl TaskRun {
     fn finish(&mut self, stopped: Option<StopReason>) -> Result<Summary, JobError> {
         let trainer = &self.trainer;
         let mut measured = if self.measured.is_empty() { trainer.evaluate()? } else { Vec::new() };
-        measured.extend(trainer.in_pool(|| trainer.task().evaluate_at_end(&trainer.trained()))?);
+        let at_end = trainer.within_range(|| trainer.task().evaluate_at_end(&trainer.trained()))?;
+        measured.extend(at_end.unwrap_or_default());
         self.measured.extend(measured.into_iter().map(|(name, value)| (name.to_owned(), value)));
         // What pictures take is nothing that a plan speaks of.
         let summary = self.write_summary(stopped.is_none())?;
         if self.options.n_plots > 0 {
             let trainer = &self.trainer;
-            for (name, png) in trainer.in_pool(|| trainer.task().pictures(&trainer.trained()))? {
+            let pictures = trainer.within_range(|| trainer.task().pictures(&trainer.trained()))?;
+            for (name, png) in pictures.unwrap_or_default() {
                 atomic_write(self.options.out.join(format!("plots/{name}.png")), &png)?;
             }
         }

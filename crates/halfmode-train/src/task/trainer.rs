@@ -1,7 +1,7 @@
 //! A task's training step and evaluation.
 
 use crate::job::{JobError, JobPlan, StepRecord, TrainState};
-use crate::task::{Task, TaskConfig, Trained, build};
+use crate::task::{Task, TaskConfig, Trained};
 use crate::{AdamW, Array, Entry, Scheduler, clip_factor, grad_stats};
 use halfmode_autograd::{Cx, Tape};
 use halfmode_nn::Params;
@@ -16,7 +16,7 @@ pub struct TaskTrainer {
     config: TaskConfig,
     device: Device,
     policy: Arc<PrecisionPolicy>,
-    task: Box<dyn Task>,
+    task: Arc<dyn Task>,
     params: Params,
     optimizer: AdamW,
     scheduler: Scheduler,
@@ -28,13 +28,12 @@ pub struct TaskTrainer {
 const MAX_SKIPPED_IN_A_ROW: u64 = 10;
 
 impl TaskTrainer {
-    /// Builds task, weights and optimiser on a device.
+    /// Weights and optimiser of a configuration's task, see [`build`](crate::task::build), on a device.
     ///
     /// # Errors
     /// Those of the configuration and of memory.
-    pub fn new(config: TaskConfig, device: &Device) -> Result<Self, JobError> {
-        let policy = Arc::new(config.validate_on(device)?);
-        let task = build(&config, &policy)?;
+    pub fn new(config: TaskConfig, task: &Arc<dyn Task>, device: &Device) -> Result<Self, JobError> {
+        let (policy, task) = (Arc::new(config.validate_on(device)?), Arc::clone(task));
         let params = task.params(device, &policy, config.seed)?;
         let optimizer = AdamW::new(config.optimizer.adamw(), &params, &policy)?;
         let scheduler = Scheduler::new(config.scheduler.over(config.train.epochs), config.optimizer.learning_rate)?;
@@ -194,16 +193,32 @@ impl TaskTrainer {
         Ok(false)
     }
 
-    /// What the task measures on held-out samples, the criterion first.
+    /// What the task measures on held-out samples, the criterion first: not a number, if a solve leaves the range of
+    /// numbers.
     ///
     /// # Errors
     /// Those of [`Task::evaluate`].
     pub fn evaluate(&self) -> Result<Vec<(&'static str, f64)>, JobError> {
-        self.in_pool(|| self.task.evaluate(&self.trained()))
+        let names = self.task.measures();
+        let values = self.within_range(|| self.task.evaluate(&self.trained()))?;
+        let values = values.unwrap_or_else(|| vec![f64::NAN; names.len()]);
+        Ok(names.iter().copied().zip(values).collect())
+    }
+
+    /// What `work` with the trained model comes to, in the pool of threads; `None`, if a solve leaves the range of
+    /// numbers.
+    pub(crate) fn within_range<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, JobError> + Send,
+    ) -> Result<Option<T>, JobError> {
+        match self.in_pool(work) {
+            Err(JobError::Train(crate::Error::Autograd(err))) if left_range(&err) => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// Runs `work` among the device's threads, so that small ops do not wait for a worker each.
-    pub(crate) fn in_pool<T: Send>(&self, work: impl FnOnce() -> Result<T, JobError> + Send) -> Result<T, JobError> {
+    fn in_pool<T: Send>(&self, work: impl FnOnce() -> Result<T, JobError> + Send) -> Result<T, JobError> {
         if !self.device.launches() {
             return work();
         }
@@ -243,8 +258,13 @@ impl TaskTrainer {
     /// Goes on from a checkpoint.
     ///
     /// # Errors
-    /// Those of tensors that are missing or do not fit.
+    /// Those of tensors that are missing or do not fit, and [`crate::Error::UnknownTensor`] for one of another model.
     pub fn restore(&mut self, arrays: &BTreeMap<String, Array>, state: TrainState) -> Result<(), JobError> {
+        let entries = self.entries()?;
+        if let Some(name) = arrays.keys().find(|&name| entries.iter().all(|entry| entry.name() != name)) {
+            return Err(crate::Error::UnknownTensor { name: name.clone() }.into());
+        }
+        drop(entries);
         crate::load_parameters(&mut self.params, arrays)?;
         self.optimizer.load(&self.params, arrays)?;
         if let LossScale::Dynamic(config) = self.policy.loss_scale
@@ -275,20 +295,20 @@ fn left_range(err: &halfmode_autograd::Error) -> bool {
 ///
 /// # Errors
 /// Those of [`TaskTrainer::new`] and of the task.
-pub fn plan(config: &TaskConfig, target: Target) -> Result<JobPlan, JobError> {
+pub fn plan(config: &TaskConfig, task: &Arc<dyn Task>, target: Target) -> Result<JobPlan, JobError> {
     let device = Device::meta(target);
-    let mut trainer = TaskTrainer::new(config.clone(), &device)?;
-    let batch: Vec<usize> = (0..config.train.batch_size.min(trainer.task.n_train())).collect();
+    let mut trainer = TaskTrainer::new(config.clone(), task, &device)?;
+    let batch: Vec<usize> = (0..config.train.batch_size.min(task.n_train())).collect();
     trainer.step(&batch)?;
     let step = device.memory();
     trainer.evaluate()?;
-    trainer.task.evaluate_at_end(&trainer.trained())?;
+    task.evaluate_at_end(&trainer.trained())?;
     let memory = device.memory();
     let own = Device::meta(target);
-    let params = trainer.task.params(&own, &trainer.policy, 0)?;
+    let params = task.params(&own, &trainer.policy, 0)?;
     let mut tape = Tape::new(Cx::new(&own, &trainer.policy));
     let weights = params.leaves(&mut tape);
-    trainer.task.loss(&mut tape, &weights, trainer.task.batch(&own, 0, &batch)?)?;
-    let (n_parameters, step_flops) = (params.n_scalars(), trainer.task.step_flops(batch.len()));
+    task.loss(&mut tape, &weights, task.batch(&own, 0, &batch)?)?;
+    let (n_parameters, step_flops) = (params.n_scalars(), task.step_flops(batch.len()));
     Ok(JobPlan { n_parameters, memory, step, saved: tape.memory_report(), step_flops })
 }

@@ -1,7 +1,7 @@
 //! `halfmode bench step`: times whole training steps on random data.
 
 use crate::cli::bench_micro::{self, MicroArgs};
-use crate::cli::config_file::{self, ConfigArgs, Loaded};
+use crate::cli::config_file::{self, ConfigArgs, Job, Loaded};
 use crate::cli::error::{CliError, Exit, no_room};
 use crate::cli::plan::{explain_no_room, make_plan};
 use crate::cli::train::{model_line, precision_line};
@@ -59,10 +59,10 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<Exit, CliError>
 }
 
 fn run_step(args: &StepArgs, context: &Context) -> Result<Exit, CliError> {
-    if config_file::is_task(&args.config) {
-        return task::bench_step(args, context);
-    }
-    let loaded = config_file::load(&args.config, context.global.seed)?;
+    let loaded = match config_file::load(&args.config, context.global.seed)? {
+        Job::Task(loaded) => return task::bench_step(args, *loaded, context),
+        Job::Fields(loaded) => *loaded,
+    };
     let policy = loaded.validate()?;
     let (config, device) = (&loaded.config, context.device()?);
     let shape = loaded.shapes()?.train;

@@ -48,6 +48,15 @@ pub(crate) struct Loaded<C = JobConfig> {
     origin: Origin,
 }
 
+/// What a configuration is of.
+#[derive(Clone, Debug)]
+pub(crate) enum Job {
+    /// An operator on fields.
+    Fields(Box<Loaded>),
+    /// A task.
+    Task(Box<Loaded<TaskConfig>>),
+}
+
 /// Where the text came from, for error messages.
 #[derive(Clone, Debug)]
 struct Origin {
@@ -103,6 +112,11 @@ impl Loaded {
 }
 
 impl<C> Loaded<C> {
+    /// What the user typed.
+    pub(crate) fn argument(&self) -> &str {
+        &self.origin.argument
+    }
+
     /// The error with the place in the configuration that caused it.
     pub(crate) fn explain(&self, err: JobError) -> CliError {
         let key = config_key(&err).filter(|_| job_exit(&err) == Exit::Config);
@@ -118,17 +132,6 @@ impl<C> Loaded<C> {
         };
         CliError::new(Exit::Config, what).at(self.origin.place(&path)).help(self.origin.check())
     }
-}
-
-/// Whether a configuration is a task's, `--set` included. What cannot be read is told by
-/// [`load`].
-pub(crate) fn is_task(args: &ConfigArgs) -> bool {
-    let Ok((_, _, origin)) = open(&args.config) else { return false };
-    let Ok(mut table) = origin.parse() else { return false };
-    for set in &args.sets {
-        _ = overlay(&mut table, set);
-    }
-    task::is_task(&table)
 }
 
 /// The text behind an argument, with a name and the run directory if that was named.
@@ -154,15 +157,8 @@ fn open(argument: &str) -> Result<(String, Option<PathBuf>, Origin), CliError> {
     Ok((name, run_dir, Origin { argument: argument.to_owned(), file, text, sets: Vec::new() }))
 }
 
-/// Reads a preset, a file or a run directory's `config.toml`, and applies `--set` and `--seed`.
-pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliError> {
-    let loaded = load_as(args, seed)?;
-    let data_command = Some(loaded.data_help());
-    Ok(Loaded { data_command, ..loaded })
-}
-
-/// As [`load`], for a configuration of any sort.
-pub(crate) fn load_as<C: DeserializeOwned>(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded<C>, CliError> {
+/// Reads a preset, a file or a run directory's `config.toml`, once, and applies `--set` and `--seed`.
+pub(crate) fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Job, CliError> {
     let (name, run_dir, mut origin) = open(&args.config)?;
     let mut table = origin.parse()?;
     for set in &args.sets {
@@ -174,8 +170,14 @@ pub(crate) fn load_as<C: DeserializeOwned>(args: &ConfigArgs, seed: Option<u64>)
         origin.sets.push((vec!["seed".to_owned()], format!("--seed {seed}")));
     }
     spread_preset(&mut table);
-    let config = table.clone().try_into::<C>().map_err(|err| origin.refuse::<C>(&table, err.message()))?;
-    Ok(Loaded { config, name, run_dir, data_command: None, origin })
+    if task::is_task(&table) {
+        let config = origin.config(&table)?;
+        return Ok(Job::Task(Box::new(Loaded { config, name, run_dir, data_command: None, origin })));
+    }
+    let config = origin.config(&table)?;
+    let loaded = Loaded { config, name, run_dir, data_command: None, origin };
+    let data_command = Some(loaded.data_help());
+    Ok(Job::Fields(Box::new(Loaded { data_command, ..loaded })))
 }
 
 /// The text of a configuration.
@@ -329,6 +331,11 @@ impl Origin {
         format!("halfmode plan {}", self.argument)
     }
 
+    /// The configuration in a table.
+    fn config<C: DeserializeOwned>(&self, table: &Table) -> Result<C, CliError> {
+        table.clone().try_into::<C>().map_err(|err| self.refuse::<C>(table, err.message()))
+    }
+
     /// The error of a table that is no configuration.
     fn refuse<C: DeserializeOwned>(&self, table: &Table, message: &str) -> CliError {
         let message = message.lines().next().unwrap_or("it is no configuration");
@@ -434,6 +441,13 @@ mod tests {
 
     fn args(config: &str, sets: &[&str]) -> ConfigArgs {
         ConfigArgs { config: config.to_owned(), sets: sets.iter().map(|&set| set.to_owned()).collect() }
+    }
+
+    fn load(args: &ConfigArgs, seed: Option<u64>) -> Result<Loaded, CliError> {
+        super::load(args, seed).map(|job| match job {
+            Job::Fields(loaded) => *loaded,
+            Job::Task(loaded) => panic!("a task: {loaded:?}"),
+        })
     }
 
     fn refused(sets: &[&str]) -> String {

@@ -237,6 +237,7 @@ fn train_exit(err: &TrainError) -> Exit {
         | TrainError::MetricsLine { .. }
         | TrainError::DType { .. }
         | TrainError::MissingTensor { .. }
+        | TrainError::UnknownTensor { .. }
         | TrainError::TensorShape { .. } => Exit::Model,
         _ => Exit::Other,
     }

@@ -1,6 +1,6 @@
 //! `halfmode plan`: what a job would cost, without running it.
 
-use crate::cli::config_file::{self, ConfigArgs, Loaded};
+use crate::cli::config_file::{self, ConfigArgs, Job, Loaded};
 use crate::cli::error::{CliError, Exit};
 use crate::cli::memory::{self, NoRoom};
 use crate::cli::plan_precisions::{self, Column};
@@ -98,10 +98,10 @@ pub(crate) fn explain_no_room(full: NoRoom, loaded: &Loaded, shapes: &DataShapes
 }
 
 pub(crate) fn run(args: &PlanArgs, context: &Context) -> Result<Exit, CliError> {
-    if config_file::is_task(&args.config) {
-        return task::plan(&args.config, args.memory, context);
-    }
-    let loaded = config_file::load(&args.config, context.global.seed)?;
+    let loaded = match config_file::load(&args.config, context.global.seed)? {
+        Job::Task(loaded) => return task::plan(*loaded, args.memory, context),
+        Job::Fields(loaded) => *loaded,
+    };
     let policy = loaded.validate()?;
     let (threads, target) = (context.n_threads(), context.target()?);
     let device = context.target_name()?;
@@ -241,7 +241,7 @@ mod tests {
         let sets = ["data.n_train=16", "data.n_test=2", "data.resolution=16", "data.test_resolutions=[16]"];
         let sets = sets.iter().chain(&["model.n_modes=[4,4]", "model.hidden_channels=4", "train.batch_size=16"]);
         let args = ConfigArgs { config: "darcy".to_owned(), sets: sets.map(|&set| set.to_owned()).collect() };
-        let loaded = load(&args, None).unwrap();
+        let Job::Fields(loaded) = load(&args, None).unwrap() else { panic!("a task") };
         let (shapes, target) = (loaded.shapes().unwrap(), Target::Cpu { threads: 1 });
         let mut smaller = loaded.clone();
         smaller.config.train.batch_size = 5;

@@ -1,6 +1,6 @@
 //! `halfmode train`: the main job.
 
-use crate::cli::config_file::{self, ConfigArgs, Loaded};
+use crate::cli::config_file::{self, ConfigArgs, Job, Loaded};
 use crate::cli::error::{CliError, Exit, no_room};
 use crate::cli::plan::{explain_no_room, largest_batch, make_plan};
 use crate::cli::progress::{DataWatch, Watch};
@@ -29,10 +29,10 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs, context: &Context) -> Result<Exit, CliError> {
-    if config_file::is_task(&args.config) {
-        return task::train(args, context);
-    }
-    let loaded = config_file::load(&args.config, context.global.seed)?;
+    let loaded = match config_file::load(&args.config, context.global.seed)? {
+        Job::Task(loaded) => return task::train(args, *loaded, context),
+        Job::Fields(loaded) => *loaded,
+    };
     let policy = loaded.validate()?;
     let argument = &args.config.config;
     let out = args.out.resolve(&loaded, argument, &context.output)?;
