@@ -2,9 +2,9 @@
 //! columns of their right operand in panels, which lie in one piece and stay in the first cache; gradients of weights
 //! are formed panel by panel over all rows, so that nothing is summed twice and no thread waits for another.
 
-use super::Layer;
+use super::{Layer, NAME};
 use crate::Result;
-use crate::pointwise::rows_of;
+use crate::pointwise::{accumulators, rows_of};
 use crate::rows::add_bias;
 use halfmode_precision::DType;
 use halfmode_tensor::{Device, Mat, MatMut, Purpose, Real, Tensor, ViewMut};
@@ -78,7 +78,7 @@ pub(super) fn forward<R: Real>(
     let x_view = x.view()?;
     let mut operands = Vec::with_capacity(layers.len());
     for (idx, (layer, w)) in layers.iter().zip(&weights).enumerate() {
-        let (w, mut b) = (R::direct(w.view()?).unwrap_or_default(), layer.b.to_vec::<R>()?);
+        let (w, mut b) = (accumulators::<R>(NAME, "weight", w)?, layer.b.to_vec::<R>()?);
         if idx == 0 && layer.stride > layer.c_in {
             let t = R::from_f64(t);
             b.iter_mut().zip(w.chunks_exact(layer.stride)).for_each(|(b, row)| *b += t * row[layer.c_in]);
@@ -162,7 +162,7 @@ impl Backward<'_> {
         if !device.launches() || n_rows == 0 {
             return Ok(inner);
         }
-        let weights = R::direct(weights.view()?).unwrap_or_default();
+        let weights = accumulators::<R>(NAME, "weight", &weights)?;
         let (g_view, c_last) = (g.view()?, rows_of(g).1);
         let hidden = self.hidden.iter().map(Tensor::view).collect::<std::result::Result<Vec<_>, _>>()?;
         let mut tasks: Vec<(ViewMut<'_>, Vec<ViewMut<'_>>)> =
@@ -276,7 +276,8 @@ impl Backward<'_> {
                 let (Some(grad_w), Some(grad_b)) = (R::direct_mut(&mut grad_w), R::direct_mut(&mut grad_b)) else {
                     return;
                 };
-                add_sums_of_columns(&g[start..], layer.c_out, grad_b);
+                // Without rows there is nothing behind the first column.
+                add_sums_of_columns(g.get(start..).unwrap_or_default(), layer.c_out, grad_b);
                 for (first, width) in panels(layer.c_in) {
                     let panel = &from[first * layer.c_out + start * width..];
                     for (row, panel) in grad_w.chunks_exact_mut(layer.stride).zip(panel.chunks_exact(width)) {
