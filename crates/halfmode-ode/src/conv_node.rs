@@ -177,12 +177,13 @@ impl Module for ConvNode {
     }
 }
 
-/// The class of the largest logit of each row.
+/// The class of the largest logit of each row, the first of those; none where a logit is not a number.
 ///
 /// # Errors
 /// Those of reading the tensor.
-pub fn classes(logits: &Tensor) -> halfmode_tensor::Result<Vec<usize>> {
+pub fn classes(logits: &Tensor) -> halfmode_tensor::Result<Vec<Option<usize>>> {
     let n = logits.shape().last().copied().unwrap_or(1).max(1);
-    let best = |row: &[f64]| (1..row.len()).fold(0, |best, idx| if row[idx] > row[best] { idx } else { best });
+    let first = |row: &[f64]| (1..row.len()).fold(0, |best, idx| if row[idx] > row[best] { idx } else { best });
+    let best = |row: &[f64]| (!row.iter().any(|it| it.is_nan())).then(|| first(row));
     Ok(logits.to_vec::<f64>()?.chunks(n).map(best).collect())
 }

@@ -100,7 +100,7 @@ fn the_gradient_is_that_of_the_accepted_steps() {
                 ("A", &got.grad_params[0], difference(1, 6)),
                 ("B", &got.grad_params[1], difference(2, 4)),
             ] {
-                // The tolerance of the solve whose gradient it is.
+                // As the errors of the solve whose gradient it is: a hundred times its tolerance.
                 assert!(rel_l2(got, &want) <= 1e-3, "{method:?}: gradient of {name}: {got:?}, {want:?}");
             }
             // By the time of an output, the slope there: dL/dt = <y, f> at the last.

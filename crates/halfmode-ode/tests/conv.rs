@@ -196,7 +196,7 @@ fn threads_and_storage_change_no_bit() {
 #[test]
 fn the_class_is_that_of_the_first_largest_logit() {
     let device = Device::cpu(1).unwrap();
-    let logits =
-        Tensor::from_slice(&device, &[0.0, 2.0, 2.0, -1.0, -2.0, -3.0], [2, 3], Precision::F32, Purpose::Data).unwrap();
-    assert_eq!(classes(&logits).unwrap(), [1, 0]);
+    let logits = [0.0, 2.0, 2.0, -1.0, -2.0, -3.0, 0.0, f64::NAN, 2.0];
+    let logits = Tensor::from_slice(&device, &logits, [3, 3], Precision::F32, Purpose::Data).unwrap();
+    assert_eq!(classes(&logits).unwrap(), [Some(1), Some(0), None]);
 }

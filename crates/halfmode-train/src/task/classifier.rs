@@ -144,8 +144,9 @@ impl ClassifierTask {
         Ok(Tensor::from_slice(device, &values, shape, Precision::F32, Purpose::Data)?)
     }
 
-    /// Predicted classes of the test set, and the mean cross entropy; on the planning device nothing.
-    fn predictions(&self, model: &Trained<'_>) -> Result<(Vec<usize>, f64), JobError> {
+    /// Predicted classes of the test set, none where logits are no numbers, and the mean cross entropy; on the planning
+    /// device nothing.
+    fn predictions(&self, model: &Trained<'_>) -> Result<(Vec<Option<usize>>, f64), JobError> {
         let (mut found, mut sum) = (Vec::new(), 0.0);
         for first in (0..self.n_test).step_by(EVAL_BATCH) {
             let indices: Vec<usize> = (first..self.n_test.min(first + EVAL_BATCH)).collect();
@@ -230,7 +231,7 @@ impl Task for ClassifierTask {
         if !model.device.launches() {
             return Ok(vec![0.0; 2]);
         }
-        let right = found.iter().zip(&self.sets.test.labels).filter(|(found, label)| found == label).count();
+        let right = found.iter().zip(&self.sets.test.labels).filter(|(found, label)| **found == Some(**label)).count();
         Ok(vec![loss, right as f64 / self.n_test.max(1) as f64])
     }
 
@@ -240,12 +241,20 @@ impl Task for ClassifierTask {
         let test = &self.sets.test;
         let names = &test.names;
         let mut counts = vec![0; names.len() * names.len()];
-        found.iter().zip(&test.labels).for_each(|(found, label)| counts[label * names.len() + found] += 1);
-        let tile = |(idx, &found): (usize, &usize)| {
+        for (found, label) in found.iter().zip(&test.labels) {
+            if let Some(found) = found {
+                counts[label * names.len() + found] += 1;
+            }
+        }
+        let tile = |(idx, &found): (usize, &Option<usize>)| {
             let label = test.labels[idx];
-            let said =
-                if found == label { names[label].clone() } else { format!("{} > {}", names[label], names[found]) };
-            Tile { pixels: test.image(idx), extents: test.extents, label: said, marked: found != label }
+            let (name, right) = (&names[label], found == Some(label));
+            let said = match found {
+                _ if right => name.clone(),
+                Some(found) => format!("{name} > {}", names[found]),
+                None => format!("{name} > NaN"),
+            };
+            Tile { pixels: test.image(idx), extents: test.extents, label: said, marked: !right }
         };
         let tiles: Vec<Tile<'_>> = found.iter().enumerate().take(SHOWN.0).map(tile).collect();
         Ok(vec![
