@@ -186,9 +186,8 @@ mod tests {
         assert_eq!(policy("format = 'f32'"), Err(Error::FormatNotHalf { format: F32 }));
         let error = policy("transform = { storage = 'f16', accumulate = 'f16' }");
         assert_eq!(error, Err(Error::AccumulateTooNarrow { op: "transform", storage: F16, accumulate: F16 }));
-        let f64_sums = OpPrecision { storage: F32, accumulate: Precision::F64 };
-        let error = policy("preset = 'full'\npointwise = { storage = 'f32', accumulate = 'f64' }");
-        assert_eq!(error, Err(Error::NotServed { op: "pointwise", found: f64_sums, served: OpPrecision::of(F32) }));
+        let (found, served) = (OpPrecision::of(Bf16), OpPrecision::of(F32));
+        assert_eq!(policy("norm = 'bf16'"), Err(Error::NotServed { op: "norm", found, served }));
         let message = policy("norm = 'bf16'").unwrap_err().to_string();
         assert!(message.starts_with("norm = ") && message.contains("use norm = \"f32\""), "{message}");
         assert!(matches!(policy("loss = 'f64'"), Err(Error::DoubleWithHalf { .. })));

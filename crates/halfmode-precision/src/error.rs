@@ -41,7 +41,7 @@ pub enum Error {
         /// The accumulation that was asked for.
         accumulate: Precision,
     },
-    /// Sums of a kind that no kernel forms in this format.
+    /// A kind of op that no kernel computes in this format.
     #[error("{op} = {found}: no kernel computes like that beside these dense layers; use {op} = {served}")]
     NotServed {
         /// The op kind of the policy.

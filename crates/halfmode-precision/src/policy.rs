@@ -127,7 +127,7 @@ impl PrecisionPolicy {
     /// # Errors
     /// - [`Error::FormatNotHalf`] if `format` is not f16 or bf16.
     /// - [`Error::AccumulateTooNarrow`] if a sum is formed in halves or below its terms.
-    /// - [`Error::NotServed`] if sums of dense layers or norms are asked for in what no kernel of them forms.
+    /// - [`Error::NotServed`] if norms are asked for in what no kernel of them computes in.
     /// - [`Error::DoubleWithHalf`] if f64 and halves meet.
     /// - [`Error::MasterNotWider`] if the master copy has no more bits than the weights.
     /// - [`Error::SavedKey`] if a key of `saved_overrides` is not `"op.role"`.
@@ -156,14 +156,9 @@ impl PrecisionPolicy {
             }
         }
         self.validate_double()?;
-        let natural = self.pointwise.storage.accumulate();
-        for (op, found, served) in [
-            ("pointwise", self.pointwise, OpPrecision::of(self.pointwise.storage)),
-            ("norm", self.norm, OpPrecision::of(natural)),
-        ] {
-            if found != served {
-                return Err(Error::NotServed { op, found, served });
-            }
+        let served = OpPrecision::of(self.pointwise.storage.accumulate());
+        if self.norm != served {
+            return Err(Error::NotServed { op: "norm", found: self.norm, served });
         }
         self.loss_scale.validate()
     }
