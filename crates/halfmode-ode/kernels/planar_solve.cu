@@ -151,6 +151,18 @@ __device__ __forceinline__ void stages(const f32* __restrict__ table, int lane, 
 
 __device__ __forceinline__ int first_point() { return (blockIdx.x * WARPS + threadIdx.x / 32) * POINTS; }
 
+// A warp's points from `point` on, and a number of each; zeros beyond the batch.
+__device__ __forceinline__ void load_points(Point (&z)[POINTS], f32 (&l)[POINTS], const f32* z_in, const f32* l_in, int point,
+                                            int batch) {
+#pragma unroll
+    for (int p = 0; p < POINTS; ++p) {
+        bool there = point + p < batch;
+        l[p] = there ? l_in[point + p] : 0.0f;
+#pragma unroll
+        for (int c = 0; c < DIM; ++c) z[p].at[c] = there ? z_in[(point + p) * DIM + c] : 0.0f;
+    }
+}
+
 // Points and log-densities after the steps from `first` to `end`; the points before each of them, rounded, if they are
 // kept. The first step after which something is not finite leaves its number, taken off the largest integer, in `status`.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -159,13 +171,7 @@ planar_forward(const f32* z_in, const f32* l_in, f32* z_out, f32* l_out, T* kept
     int lane = threadIdx.x % 32, point = first_point();
     Point z[POINTS], inputs[STAGES][POINTS], slopes[STAGES][POINTS];
     f32 l[POINTS], gained[POINTS];
-#pragma unroll
-    for (int p = 0; p < POINTS; ++p) {
-        bool there = point + p < batch;
-        l[p] = there ? l_in[point + p] : 0.0f;
-#pragma unroll
-        for (int c = 0; c < DIM; ++c) z[p].at[c] = there ? z_in[(point + p) * DIM + c] : 0.0f;
-    }
+    load_points(z, l, z_in, l_in, point, batch);
 #pragma unroll 1
     for (int step = first; step < end; ++step) {
         f32 h = f32(grid[step + 1] - grid[step]);
@@ -221,13 +227,7 @@ planar_backward(const T* __restrict__ kept, f32* gz, const f32* __restrict__ gl,
     partial += (long long)blockIdx.x * (end - first) * NODES * ENTRIES;
     Point a[POINTS];
     f32 al[POINTS];
-#pragma unroll
-    for (int p = 0; p < POINTS; ++p) {
-        bool there = point + p < batch;
-        al[p] = there ? gl[point + p] : 0.0f;
-#pragma unroll
-        for (int c = 0; c < DIM; ++c) a[p].at[c] = there ? gz[(point + p) * DIM + c] : 0.0f;
-    }
+    load_points(a, al, gz, gl, point, batch);
 #pragma unroll 1
     for (int step = end - 1; step >= first; --step) {
         f32 h = f32(grid[step + 1] - grid[step]);

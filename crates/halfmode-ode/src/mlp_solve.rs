@@ -151,7 +151,7 @@ impl<'a> MlpSolve<'a> {
 
     /// The state at the points asked for. What is not finite is an error, or while a step is recorded in the outputs.
     pub(crate) fn run(&self, cx: &Cx, y0: &Tensor, times: &[f64]) -> Result<(Outputs, Saved)> {
-        let (n_steps, shape) = (times.len() - 1, y0.shape().clone());
+        let shape = y0.shape().clone();
         let (mut outputs, mut saved) = (Outputs::new(), Saved::new("odeint"));
         let packed = self.pack()?;
         let mut status = self.device.alloc([1], DType::real(Precision::F64), Purpose::Workspace)?;
@@ -188,14 +188,7 @@ impl<'a> MlpSolve<'a> {
             }
         }
         outputs.push(y);
-        if let Some(step) = self.solve.first_bad_step(self.device, &status)? {
-            return Err(Error::NonFiniteVelocity { step, n_steps, time: times[step.min(n_steps)] });
-        }
-        self.solve.options.record.note(|record| {
-            record.n_steps = n_steps;
-            record.grid = times.to_vec();
-            record.n_velocities += n_steps * self.tableau.n_stages();
-        });
+        self.solve.settle(self.device, &status, times)?;
         for param in self.params {
             saved = saved.share(cx, "param", param);
         }

@@ -5,7 +5,7 @@
 
 use crate::solve::{OdeSolve, Points};
 use crate::state_cuda::upload_f64s;
-use crate::{AdjointScaling, Error, Field, PlanarField, Result, StateSum, Steps, Storage, Tableau};
+use crate::{AdjointScaling, Field, PlanarField, Result, StateSum, Steps, Storage, Tableau};
 use halfmode_autograd::{Cx, LeafId, Outputs, Saved, Tape, Var};
 use halfmode_precision::{DType, Precision, PrecisionPolicy};
 use halfmode_tensor::cuda::{Arg, Grid, Source, count, define};
@@ -197,14 +197,7 @@ impl<'a> PlanarSolve<'a> {
             }
         }
         outputs.extend(state);
-        if let Some(step) = self.solve.first_bad_step(self.device, &status)? {
-            return Err(Error::NonFiniteVelocity { step, n_steps, time: times[step.min(n_steps)] });
-        }
-        self.solve.options.record.note(|record| {
-            record.n_steps = n_steps;
-            record.grid = times.to_vec();
-            record.n_velocities += n_steps * self.tableau.n_stages();
-        });
+        self.solve.settle(self.device, &status, times)?;
         if let Some(kept) = &kept {
             saved = saved.share(cx, "points", kept).share(cx, "z", z0).share(cx, "l", l0);
         }

@@ -2,7 +2,7 @@
 
 use crate::kernels::SumFormats;
 use crate::solve::OdeSolve;
-use crate::{Result, Tableau};
+use crate::{Error, Result, Tableau};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::cuda::{Arg, CudaDevice, Grid, Source, count, define};
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -195,10 +195,20 @@ pub(crate) fn left_word(device: &Device, word: &Tensor) -> Result<Option<i64>> {
 }
 
 impl OdeSolve {
-    /// The first step after which a state was not finite: kernels leave its number taken off the largest integer.
-    pub(crate) fn first_bad_step(&self, device: &Device, status: &Tensor) -> Result<Option<usize>> {
-        let word = left_word(device, status)?.filter(|it| *it > 0);
-        Ok(word.map(|it| (i64::from(i32::MAX) - (it & 0xffff_ffff)) as usize))
+    /// Books a solve of all steps in kernels. In `status` these leave the first step after which a state was not finite,
+    /// its number taken off the largest integer.
+    pub(crate) fn settle(&self, device: &Device, status: &Tensor, times: &[f64]) -> Result<()> {
+        let n_steps = times.len() - 1;
+        if let Some(word) = left_word(device, status)?.filter(|it| *it > 0) {
+            let step = (i64::from(i32::MAX) - (word & 0xffff_ffff)) as usize;
+            return Err(Error::NonFiniteVelocity { step, n_steps, time: times[step.min(n_steps)] });
+        }
+        self.options.record.note(|record| {
+            record.n_steps = n_steps;
+            record.grid = times.to_vec();
+            record.n_velocities += n_steps * self.options.method.tableau().n_stages();
+        });
+        Ok(())
     }
 }
 

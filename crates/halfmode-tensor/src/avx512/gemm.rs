@@ -47,6 +47,7 @@ impl Product {
     /// The processor has AVX-512F, `k` is not 0, every element named above lies inside its slice, and `c`
     /// overlaps neither operand.
     #[target_feature(enable = "avx512f")]
+    // SAFETY: what callers must see to stands above; each block below says why it may.
     pub(crate) unsafe fn run(&self) {
         let n_blocks = self.m.div_ceil(MAX_ROWS);
         for col in (0..self.n).step_by(2 * LANES) {
@@ -66,6 +67,7 @@ impl Product {
     /// That of [`Product::run`]; the block lies inside the result, with at most 12 rows and 32 columns.
     #[target_feature(enable = "avx512f")]
     #[inline]
+    // SAFETY: what callers must see to stands above; what a block is, is said again below.
     unsafe fn block(&self, row: usize, rows: usize, col: usize, cols: usize) {
         macro_rules! rows {
             ($($n:literal)*) => {
@@ -89,6 +91,7 @@ impl Product {
     /// That of [`Product::run`]; the block lies inside the result.
     #[target_feature(enable = "avx512f")]
     #[inline]
+    // SAFETY: what callers must see to stands above; its block says why offsets are elements.
     unsafe fn registers<const M: usize, const V: usize>(&self, row: usize, col: usize, tail: usize) {
         let mut masks: [__mmask16; V] = [!0; V];
         masks[V - 1] = mask(tail);
@@ -137,6 +140,7 @@ fn mask(n: usize) -> __mmask16 {
 /// # Safety
 /// The processor has AVX-512F, `src` holds all the elements named, `dst` holds `rows * cols`.
 #[target_feature(enable = "avx512f")]
+// SAFETY: what callers must see to stands above; its block says why offsets are elements.
 pub(crate) unsafe fn transpose(src: *const f32, src_row: usize, rows: usize, cols: usize, dst: *mut f32) {
     for row in (0..rows).step_by(LANES) {
         for col in (0..cols).step_by(LANES) {
