@@ -211,6 +211,36 @@ extern "C" __global__ void tanh_forward(const T* x, T* y, long long rows, int ch
     });
 }
 
+// y = tanh(y + bias)
+extern "C" __global__ void bias_tanh(const P* bias, T* y, long long rows, int channels) {
+    Walk walk(channels);
+    A b[V] = {};
+    if (walk.active) channels_of(bias, walk.c, b);
+    each_row(walk, rows, channels, [&](long long at) {
+        Values v = get(y, at);
+#pragma unroll
+        for (int j = 0; j < V; ++j) v.at[j] = narrow<T>(tanh(widen<A>(v.at[j]) + b[j]));
+        put(y, at, v);
+    });
+}
+
+// g *= 1 - y^2 where y is what a tanh gave, and the sums of the result over rows.
+extern "C" __global__ void tanh_backward(const T* y, T* g, A* parts, long long rows, int channels) {
+    Walk walk(channels);
+    Sums<1> sums = {};
+    each_row(walk, rows, channels, [&](long long at) {
+        Values v = get(y, at), slope = get(g, at);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            A h = widen<A>(v.at[j]);
+            slope.at[j] = narrow<T>(widen<A>(slope.at[j]) * (A(1) - h * h));
+            sums.at[0][j] += widen<A>(slope.at[j]);
+        }
+        put(g, at, slope);
+    });
+    store_sums<1>(walk, sums, parts, channels);
+}
+
 // gx += g, times 1 - tanh(x)^2 where the input went through a tanh.
 extern "C" __global__ void add_input_gradient(const T* g, const T* x, T* gx, int stabilized, long long rows,
                                               int channels) {

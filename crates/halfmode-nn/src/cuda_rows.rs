@@ -224,6 +224,27 @@ impl RowKernels<'_> {
         Ok(y)
     }
 
+    /// `y = tanh(y + bias)`
+    pub(crate) fn bias_tanh_assign(&self, y: &mut Tensor, bias: &Tensor) -> Result<()> {
+        let channels = y.numel() / self.rows.max(1);
+        match self.device.as_cuda() {
+            Some(cuda) => self.run(cuda, "bias_tanh", channels, &[bias.input()?, y.output()?]),
+            None => Ok(()),
+        }
+    }
+
+    /// `g *= 1 - y^2` with `y` as a tanh returned it; returns the sum of `g` over rows in the shape of a bias.
+    pub(crate) fn tanh_backward(&self, y: &Tensor, g: &mut Tensor, bias: &Shape) -> Result<Tensor> {
+        let channels = y.numel() / self.rows.max(1);
+        let sums = self.run_with_sums(
+            "tanh_backward",
+            channels,
+            |parts, launch| launch(&[y.input()?, g.output()?, parts]),
+            &[bias],
+        )?;
+        one(sums)
+    }
+
     /// `gx += g`, through the derivative of tanh at `x` where there was one.
     pub(crate) fn add_input_gradient(&self, g: &Tensor, x: &Tensor, gx: &mut Tensor, tanh: bool) -> Result<()> {
         let channels = x.numel() / self.rows.max(1);

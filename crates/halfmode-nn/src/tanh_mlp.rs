@@ -1,9 +1,11 @@
 //! A perceptron with tanh between its layers as one op: the usual field of a neural differential equation.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod tiled;
 
-use crate::pointwise::{Grads, check_axes, check_len, check_real, on_the_host, rows_of, storage};
+use crate::pointwise::{Grads, check_axes, check_len, check_real, rows_of, storage};
 use crate::{Error, Result};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{DType, Precision};
@@ -29,12 +31,12 @@ pub enum TimeColumn {
 /// # Saved for backward
 /// `x`, and `hidden`, what each tanh returned; weights are shared. Between layers all values are accumulators: what is
 /// rounded is what is kept. Where all operands are bf16 and the processor has tile registers (AMX), their products take
-/// bf16 numbers: there each layer's values, and the gradients by them, are rounded to bf16 between layers, kept or not.
+/// bf16 numbers: there each layer's values, and the gradients by them, are rounded to bf16 between layers, kept or not. A
+/// GPU rounds them to the storage of fields, kept or not, before the bias and after the tanh.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if channels disagree, `x` has none, or `t` is not one number;
-/// [`halfmode_tensor::Error::DType`] for complex operands; `OnGpu` on a GPU, which has no kernel of it alone: a solve
-/// has one of its own there.
+/// [`halfmode_tensor::Error::DType`] for complex operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TanhMlp(pub TimeColumn);
 
@@ -87,7 +89,6 @@ impl TanhMlp {
     }
 
     fn run(self, cx: &Cx, x: &Tensor, t: Option<&Tensor>, weights: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
-        on_the_host(&cx.device)?;
         check_axes(NAME, "x", x, 1)?;
         if let Some(t) = t {
             check_len(NAME, "t", t, 1)?;
@@ -99,6 +100,11 @@ impl TanhMlp {
             *channels = last.c_out;
         }
         let mut y = cx.device.alloc_unwritten(shape, storage(cx), Purpose::Activation)?;
+        #[cfg(feature = "cuda")]
+        if !cx.device.is_cpu() {
+            let hidden = cuda::forward(cx, &layers, (x, t), &mut y)?;
+            return Ok((y, hidden));
+        }
         let mut hidden = Vec::new();
         if cx.save {
             let dtype = DType::real(cx.policy.saved(NAME, "hidden"));
@@ -143,9 +149,19 @@ impl Op for TanhMlp {
         let run = || -> Result<Vec<Option<Tensor>>> {
             let refs: Vec<&Tensor> = weights.iter().collect();
             let layers = self.layers(&x, &refs)?;
+            let want_weights = needs[self.n_before()..].contains(&true) || (t.is_some() && needs[1]);
+            #[cfg(feature = "cuda")]
+            if !cx.device.is_cpu() {
+                let back = cuda::Backward { layers: &layers, x: &x, hidden: &hidden, t: t.as_ref() };
+                let cuda::Gradients { x: gx, t: slope, weights } = back.run(cx, &g, want_weights)?;
+                let slope = t.is_some().then(|| slope.filter(|_| needs[1]));
+                let mut out: Vec<_> = std::iter::once(Some(gx)).chain(slope).collect();
+                out.extend(weights.into_iter().map(Some));
+                out.resize(needs.len(), None);
+                return Ok(out);
+            }
             let time = self.time(t.as_ref())?;
             let mut gx = cx.device.alloc_unwritten(x.shape().clone(), storage(cx), Purpose::Activation)?;
-            let want_weights = needs[self.n_before()..].contains(&true) || (t.is_some() && needs[1]);
             let back = cpu::Backward { layers: &layers, x: &x, hidden: &hidden, t: time };
             let sums = if tiled::suits(cx, &x, &layers) {
                 let inner = back.rows_tiled(&cx.device, &g, &mut gx)?;

@@ -8,8 +8,10 @@ use halfmode_autograd::{Cx, LeafId, Op, Tape};
 use halfmode_nn::{ChannelBias, Linear, Tanh, TanhMlp, TimeColumn};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, assert_close, devices, gradcheck, run_op, tol};
+use halfmode_testkit::{Rng, assert_close, devices, gpu, gradcheck, run_op, tol};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use std::sync::Arc;
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -112,29 +114,30 @@ fn call() -> impl Strategy<Value = Case> {
     })
 }
 
+fn check_composition(device: &Device, case: &Case) {
+    for precision in [Precision::F64, Precision::F32] {
+        let cx = Cx::new(device, &policy(precision));
+        let inputs = case.inputs(device, precision);
+        let g = Rng::new(case.seed ^ 2).normals(case.n_out());
+        let (got, want) = (case.fused(&cx, &inputs, &g), case.composed(&cx, &inputs, &g));
+        assert_eq!(got.len(), want.len(), "{case:?}");
+        let terms = case.n_rows() * case.widths.iter().max().unwrap() * case.widths.len();
+        // What may cancel in a sum is its terms: the time's slope and biases sum over rows.
+        let largest = want.iter().map(|it| norm(it)).fold(0.0, f64::max);
+        for (idx, (got, want)) in got.iter().zip(&want).enumerate() {
+            let off = norm(&got.iter().zip(want).map(|(a, b)| a - b).collect::<Vec<_>>());
+            let bound = 4.0 * tol(precision, terms) * largest;
+            assert!(off <= bound, "result {idx} in {precision}: {off:e} > {bound:e}, {case:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(48))]
 
     #[test]
     fn the_fused_perceptron_is_the_composition(case in call()) {
-        for device in devices() {
-            for precision in [Precision::F64, Precision::F32] {
-                let cx = Cx::new(&device, &policy(precision));
-                let inputs = case.inputs(&device, precision);
-                let g = Rng::new(case.seed ^ 2).normals(case.n_out());
-                let (got, want) = (case.fused(&cx, &inputs, &g), case.composed(&cx, &inputs, &g));
-                prop_assert_eq!(got.len(), want.len());
-                let terms = case.n_rows() * case.widths.iter().max().unwrap() * case.widths.len();
-                // What may cancel in a sum is its terms: the time's slope and biases sum over rows.
-                let size = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
-                let largest = want.iter().map(|it| size(it)).fold(0.0, f64::max);
-                for (idx, (got, want)) in got.iter().zip(&want).enumerate() {
-                    let off: Vec<f64> = got.iter().zip(want).map(|(a, b)| a - b).collect();
-                    let bound = 4.0 * tol(precision, terms) * largest;
-                    prop_assert!(size(&off) <= bound, "result {idx} in {precision}: {:e} > {bound:e}", size(&off));
-                }
-            }
-        }
+        devices().iter().for_each(|device| check_composition(device, &case));
     }
 
     #[test]
@@ -145,22 +148,24 @@ proptest! {
     }
 }
 
-/// Halves round what they keep and return; everything between is f32.
-#[test]
-fn halves_are_as_close_as_their_roundings() {
-    let device = Device::cpu(2).unwrap();
+/// `n` roundings of a large perceptron in every format, against f64 on the CPU.
+fn check_roundings(device: &Device, n: f64) {
+    let cpu = Device::cpu(2).unwrap();
     let case = Case { time: TimeColumn::Last, rows: vec![300], widths: vec![64, 256, 256, 64], seed: 4 };
     for (precision, unit) in
         [(Precision::F32, 2f64.powi(-24)), (Precision::F16, 2f64.powi(-11)), (Precision::Bf16, 2f64.powi(-8))]
     {
-        let inputs = case.inputs(&device, precision);
-        let wide: Vec<Tensor> = inputs.iter().map(|it| it.cast(Precision::F64, Purpose::Param).unwrap()).collect();
+        let inputs = case.inputs(device, precision);
+        let wide = |it: &Tensor| {
+            let values = it.to_vec::<f64>().unwrap();
+            Tensor::from_slice(&cpu, &values, it.shape().clone(), Precision::F64, Purpose::Param).unwrap()
+        };
+        let wide: Vec<Tensor> = inputs.iter().map(wide).collect();
         let g: Vec<f64> = Rng::new(9).normals(case.n_out()).iter().map(|g| (g * 16.0).round() / 16.0).collect();
-        let got = case.fused(&Cx::new(&device, &policy(precision)), &inputs, &g);
-        let want = case.fused(&Cx::new(&device, &policy(Precision::F64)), &wide, &g);
+        let got = case.fused(&Cx::new(device, &policy(precision)), &inputs, &g);
+        let want = case.fused(&Cx::new(&cpu, &policy(Precision::F64)), &wide, &g);
         for (idx, (got, expected)) in got.iter().zip(&want).enumerate() {
-            // Inputs of products, slopes of two tanh, and the result are rounded; sums of 300 terms in f32.
-            let bound = 6.0 * unit + 8.0 * 2f64.powi(-24) * 17.4;
+            let bound = n * unit + 8.0 * 2f64.powi(-24) * 17.4;
             if idx == 2 {
                 // The time's slope is the first bias's gradient times the time's weights; of that, terms cancel.
                 let w = wide[2].to_vec::<f64>().unwrap();
@@ -170,6 +175,77 @@ fn halves_are_as_close_as_their_roundings() {
             }
             assert_close!(format!("result {idx} in {precision}"), got, expected, bound);
         }
+    }
+}
+
+/// Halves round what they keep and return; everything between is f32: inputs of products, slopes of two tanh, and the
+/// result are rounded; sums of 300 terms in f32.
+#[test]
+fn halves_are_as_close_as_their_roundings() {
+    check_roundings(&Device::cpu(2).unwrap(), 6.0);
+}
+
+/// Small and large layers, with and without the time, widths that fill words and those that do not, and a batch beyond the
+/// blocks of a sum.
+fn gpu_cases() -> Vec<Case> {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let random = (0..10).map(|_| call().new_tree(&mut runner).unwrap().current());
+    let large = [
+        (TimeColumn::Last, vec![1], vec![1, 1]),
+        (TimeColumn::Last, vec![40], vec![64, 256, 256, 64]),
+        (TimeColumn::None, vec![40], vec![64, 256, 64]),
+        (TimeColumn::Last, vec![3], vec![1031, 8, 2]),
+        (TimeColumn::Last, vec![5], vec![3, 1300, 3]),
+        (TimeColumn::Last, vec![2, 611], vec![5, 7, 4]),
+    ];
+    random.chain(large.map(|(time, rows, widths)| Case { time, rows, widths, seed: 12 })).collect()
+}
+
+#[test]
+fn the_perceptron_is_the_composition_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    gpu_cases().iter().for_each(|case| check_composition(&device, case));
+}
+
+#[test]
+fn gradients_match_differences_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    for case in gpu_cases() {
+        let inputs = case.inputs(&device, Precision::F64);
+        gradcheck(&device, &|| Box::new(case.op()), &inputs, case.seed);
+    }
+}
+
+/// A GPU also rounds what products give, and gradients between layers.
+#[test]
+fn halves_are_as_close_as_their_roundings_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    check_roundings(&device, 12.0);
+}
+
+/// What is kept in another format than fields are stored in is that, rounded; a plan counts every byte.
+#[test]
+fn what_is_kept_has_its_format_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let case = Case { time: TimeColumn::Last, rows: vec![30], widths: vec![8, 16, 8], seed: 3 };
+    let g = Rng::new(2).normals(case.n_out());
+    let mut policy = (*policy(Precision::F32)).clone();
+    let plain = case.fused(&Cx::new(&device, &Arc::new(policy.clone())), &case.inputs(&device, Precision::F32), &g);
+    policy.saved_overrides.insert("tanh_mlp.hidden".to_owned(), Precision::F16);
+    let peaks = [device.clone(), device.twin()].map(|device| {
+        let cx = Cx::new(&device, &Arc::new(policy.clone()));
+        let (y, grads) = run_op(&cx, Box::new(case.op()), &case.inputs(&device, Precision::F32), &g);
+        if device.launches() {
+            assert_eq!(y.to_vec::<f64>().unwrap(), plain[0], "what is returned is not what is kept");
+            let grad = grads[2].as_ref().unwrap().to_vec::<f64>().unwrap();
+            let error = halfmode_testkit::rel_l2(&grad, &plain[3]);
+            assert!(error > 0.0 && error <= 4.0 * 2f64.powi(-11), "{error:e}");
+        }
+        drop((y, grads));
+        device.memory()
+    });
+    for ((purpose, run), (_, planned)) in peaks[0].iter().zip(peaks[1].iter()) {
+        assert_eq!(run.peak, planned.peak, "{purpose}");
     }
 }
 
@@ -216,16 +292,25 @@ fn wrong_sizes_are_errors_that_name_the_operand() {
     }
 }
 
-/// Sums over no rows are zero, in every format.
-#[test]
-fn an_empty_batch_has_gradients_of_zero() {
-    let device = Device::cpu(2).unwrap();
+fn check_empty(device: &Device) {
     for precision in Precision::ALL {
         let case = Case { time: TimeColumn::Last, rows: vec![0], widths: vec![3, 70, 2], seed: 4 };
-        let results = case.fused(&Cx::new(&device, &policy(precision)), &case.inputs(&device, precision), &[]);
+        let results = case.fused(&Cx::new(device, &policy(precision)), &case.inputs(device, precision), &[]);
         assert!(results[0].is_empty() && results[1].is_empty(), "{precision}");
         let lens: Vec<usize> = results[2..].iter().map(Vec::len).collect();
         assert_eq!(lens, [1, 280, 70, 140, 2], "{precision}");
         assert!(results.concat().iter().all(|it| *it == 0.0), "{precision}: {results:?}");
     }
+}
+
+/// Sums over no rows are zero, in every format.
+#[test]
+fn an_empty_batch_has_gradients_of_zero() {
+    check_empty(&Device::cpu(2).unwrap());
+}
+
+#[test]
+fn an_empty_batch_has_gradients_of_zero_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    check_empty(&device);
 }

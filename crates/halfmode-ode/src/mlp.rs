@@ -1,8 +1,8 @@
 //! A perceptron as a field.
 
-use crate::{TimeChannel, VectorField};
+use crate::VectorField;
 use halfmode_autograd::{Result, Tape, Var};
-use halfmode_nn::{ChannelBias, Init, Linear, ParamSpec, Tanh, TanhMlp, TimeColumn};
+use halfmode_nn::{Init, ParamSpec, TanhMlp, TimeColumn};
 
 /// Whether a field sees the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,26 +49,11 @@ impl VectorField for MlpField {
         if params.len() != expected {
             return Err(halfmode_autograd::Error::Arity { op: "mlp_field", expected, found: params.len() });
         }
-        if tape.cx().device.is_cpu() {
-            let (mut inputs, time) = match self.time {
-                TimeInput::None => (vec![y], TimeColumn::None),
-                TimeInput::Concatenated => (vec![y, t], TimeColumn::Last),
-            };
-            inputs.extend(params);
-            return tape.apply(TanhMlp(time), &inputs);
-        }
-        let mut x = match self.time {
-            TimeInput::None => y.clone(),
-            TimeInput::Concatenated => tape.apply(TimeChannel, &[y, t])?,
+        let (mut inputs, time) = match self.time {
+            TimeInput::None => (vec![y], TimeColumn::None),
+            TimeInput::Concatenated => (vec![y, t], TimeColumn::Last),
         };
-        for (idx, layer) in params.chunks_exact(2).enumerate() {
-            let (weight, bias) = (&layer[0], &layer[1]);
-            if idx > 0 {
-                x = tape.apply(Tanh, &[&x])?;
-            }
-            x = tape.apply(Linear, &[&x, weight])?;
-            x = tape.apply(ChannelBias, &[&x, bias])?;
-        }
-        Ok(x)
+        inputs.extend(params);
+        tape.apply(TanhMlp(time), &inputs)
     }
 }
