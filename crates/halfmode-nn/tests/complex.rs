@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Value, allowed, distance, norm, policy, rounded, sensitivity, tensors};
+use common::{Value, allowed, policy, rounded, tensors};
 use halfmode_autograd::{Cx, Op, Tape};
 use halfmode_fft::{Transform, TransformConfig};
 use halfmode_nn::{
@@ -12,7 +12,7 @@ use halfmode_nn::{
 };
 use halfmode_precision::{Domain, Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, gpu, gradcheck, run_op, tol};
+use halfmode_testkit::{Rng, adjoint, assert_close, distance, gpu, gradcheck, norm, run_op, sensitivity, tol};
 use std::sync::Arc;
 
 fn double(device: &Device) -> Cx {
@@ -119,7 +119,7 @@ fn check_precisions(device: &Device, shapes: &[Vec<usize>]) {
                 };
                 let f = |operands: &[Vec<f64>]| run(&cpu, Precision::F64, operands);
                 let (got, want) = (run(device, precision, &operands), f(&operands));
-                let sensitivities = sensitivity(&f, &operands, seed as u64);
+                let sensitivities = sensitivity(f, &operands, seed as u64);
                 assert_eq!(got.len(), want.len());
                 // Gradients of field, weight and bias come last.
                 let first_grad = got.len() - 3;
@@ -221,7 +221,7 @@ impl Convolution {
                 shapes.iter().map(|shape| rounded(&rng.normals(shape.iter().product()), precision)).collect();
             let f = |operands: &[Vec<f64>]| self.run(&cpu, Precision::F64, operands);
             let (got, want) = (self.run(device, precision, &operands), f(&operands));
-            let sensitivities = sensitivity(&f, &operands, seed);
+            let sensitivities = sensitivity(f, &operands, seed);
             // Phases, each axis on both sides with its matrix on a GPU, the products, the result.
             let roundings = 2 * (3 * self.grid.len() + 4);
             for (idx, name) in ["re", "im", "grad re", "grad im", "grad weight"].into_iter().enumerate() {

@@ -3,12 +3,14 @@
 
 mod common;
 
-use common::{Value, allowed, cases, distance, norm, policy, rounded, run, sensitivity, tensors};
+use common::{Value, allowed, cases, policy, rounded, run, tensors};
 use halfmode_autograd::{Cx, Op};
 use halfmode_nn::{AveragePool, Conv2d, ConvKind, Init, ParamSpec, Relu, conv2d_reference};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Shape, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, devices, gpu, gradcheck, rel_l2, run_op, tol};
+use halfmode_testkit::{
+    Rng, adjoint, assert_close, devices, distance, gpu, gradcheck, norm, rel_l2, run_op, sensitivity, tol,
+};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
@@ -134,7 +136,7 @@ fn check_precisions(device: &Device, case: &Case) {
         let operands = case.operands(precision);
         let f = |operands: &[Vec<f64>]| case.results(&cpu, Precision::F64, operands);
         let (got, want) = (case.results(device, precision, &operands), f(&operands));
-        let sensitivities = sensitivity(&f, &operands, case.seed);
+        let sensitivities = sensitivity(f, &operands, case.seed);
         for idx in 0..got.len() {
             let bound = allowed(precision, case.n_terms(), 2, norm(&want[idx]), sensitivities[idx]);
             let error = distance(&got[idx], &want[idx]);

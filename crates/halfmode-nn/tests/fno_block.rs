@@ -3,16 +3,13 @@
 
 mod common;
 
-use common::{
-    Value, algorithm, allowed, cases, distance, grid_and_modes, norm, policy, rounded, run, sensitivity, tensors,
-    transform,
-};
+use common::{Value, algorithm, allowed, cases, grid_and_modes, policy, rounded, run, tensors, transform};
 use halfmode_autograd::{Cx, Op, Tape};
 use halfmode_fft::Algorithm;
 use halfmode_nn::{Activation, Add, FnoBlock, Init, ParamSpec, Params, Stabilizer};
 use halfmode_precision::{OpPrecision, Precision, PrecisionPolicy, Preset};
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, devices, gpu, gradcheck};
+use halfmode_testkit::{Rng, adjoint, assert_close, devices, distance, gpu, gradcheck, norm, sensitivity};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use std::sync::Arc;
@@ -144,7 +141,7 @@ impl Case {
                 inputs.iter().zip(operands).map(|(it, values)| (it.0.clone(), values.clone())).collect();
             self.oracle(&moved, &operands[inputs.len()])
         };
-        sensitivity(&f, &operands, self.seed)
+        sensitivity(f, &operands, self.seed)
     }
 }
 

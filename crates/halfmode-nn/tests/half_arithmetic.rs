@@ -13,13 +13,13 @@
 
 mod common;
 
-use common::{norm, policy, rounded, run, tensors, transform};
+use common::{policy, rounded, run, tensors, transform};
 use halfmode_autograd::{Cx, Op};
 use halfmode_fft::{HalfSafeScale, Weights, signed_frequency};
 use halfmode_nn::SpectralConv;
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, rel_l2};
+use halfmode_testkit::{Rng, norm, rel_l2};
 
 const BOUND: f64 = 1e-3;
 const FIRST_SEED: u64 = 100;

@@ -8,7 +8,7 @@ use halfmode_nn::jets::{
 };
 use halfmode_precision::{Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, tol};
+use halfmode_testkit::{Rng, adjoint, assert_close, distance, norm, tol};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -73,14 +73,6 @@ fn run(device: &Device, layer: Apply, inputs: &[Tensor], cotangent: &[f64]) -> (
     })
     .unwrap();
     (got, grads)
-}
-
-fn norm(x: &[f64]) -> f64 {
-    x.iter().map(|it| it * it).sum::<f64>().sqrt()
-}
-
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    norm(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
 }
 
 /// What `n` outputs may be rounded by in f64, as a 2-norm: four unit roundoffs of the largest number in a layer, which no

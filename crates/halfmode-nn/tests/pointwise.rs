@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::{Value, allowed, cases, distance, norm, policy, rounded, run, sensitivity, tensors};
+use common::{Value, allowed, cases, policy, rounded, run, tensors};
 use halfmode_autograd::{Cx, Op};
 use halfmode_nn::{Add, ChannelBias, ChannelGate, Gelu, Linear, Subtract, Tanh};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, devices, gpu, gradcheck};
+use halfmode_testkit::{Rng, adjoint, assert_close, devices, distance, gpu, gradcheck, norm, sensitivity};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
@@ -94,7 +94,7 @@ fn check_precisions(device: &Device, (shape, c_out, seed): &Sizes) {
         };
         let f = |operands: &[Vec<f64>]| result(&cpu, Precision::F64, operands);
         let (got, want) = (result(device, precision, &operands), f(&operands));
-        let mut sensitivities = sensitivity(&f, &operands, seed);
+        let mut sensitivities = sensitivity(f, &operands, seed);
         if op().name() == "tanh" {
             // The slope comes from the stored result, as 1 - y^2, and |y| <= 1.
             sensitivities[1] = sensitivities[1].max(2.0 * norm(&operands[1]));

@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::{Value, allowed, cases, distance, norm, policy, rounded, run, sensitivity, tensors};
+use common::{Value, allowed, cases, policy, rounded, run, tensors};
 use halfmode_autograd::{Cx, Op, Tape};
 use halfmode_nn::{Channels, GridEmbedding, PointwiseMlp};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Real, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, devices, gpu, gradcheck};
+use halfmode_testkit::{Rng, adjoint, assert_close, devices, distance, gpu, gradcheck, norm, sensitivity};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
@@ -153,7 +153,7 @@ impl Case {
         let sensitivities = if precision == Precision::F64 {
             vec![0.0; want.len()]
         } else {
-            sensitivity(&|v| self.oracle(v), &operands, self.seed)
+            sensitivity(|v| self.oracle(v), &operands, self.seed)
         };
         // Sums over hidden channels, and over all points for the parameters; one rounding to storage. A GPU also
         // stores the first layer, the hidden one before and after its activation, the second and their gradients.

@@ -3,14 +3,12 @@
 
 mod common;
 
-use common::{
-    Value, allowed, cases, distance, grid_and_modes, norm, policy, rounded, run, sensitivity, tensors, transform,
-};
+use common::{Value, allowed, cases, grid_and_modes, policy, rounded, run, tensors, transform};
 use halfmode_autograd::{Cx, Op};
 use halfmode_nn::{FieldNorm, FourierResample, Interpolate, Margin, ModeProduct, NormKind, SelectModes, SpectralConv};
 use halfmode_precision::{Domain, Precision};
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, adjoint, assert_close, gpu, gradcheck, tol};
+use halfmode_testkit::{Rng, adjoint, assert_close, distance, gpu, gradcheck, norm, sensitivity, tol};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use std::sync::Arc;
@@ -164,7 +162,7 @@ fn check_precisions(device: &Device, (grid, other, modes, batch, c, seed): &Size
                 run(&cx, reference(), &tensors(&cpu, &given(operands), Precision::F64), &operands[shapes.len()])
             };
             let want = f(&operands);
-            let sensitivities = sensitivity(&f, &operands, *seed);
+            let sensitivities = sensitivity(f, &operands, *seed);
             let inputs = tensors(device, &given(&operands), precision);
             let got = run(&Cx::new(device, &policy(precision)), op(), &inputs, &operands[shapes.len()]);
             // Stored on the way of a transform: each axis on both sides, the products, the result, and on a GPU the

@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::{Value, algorithm, allowed, cases, distance, norm, policy, rounded, run, sensitivity, tensors, transform};
+use common::{Value, algorithm, allowed, cases, policy, rounded, run, tensors, transform};
 use halfmode_autograd::{Cx, Tape};
 use halfmode_fft::{Algorithm, reference};
 use halfmode_nn::{ChannelBias, Init, ParamSpec, SpectralConv};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Golden, Rng, adjoint, assert_close, devices, gpu, gradcheck};
+use halfmode_testkit::{Golden, Rng, adjoint, assert_close, devices, distance, gpu, gradcheck, norm, sensitivity};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
@@ -168,7 +168,7 @@ impl Case {
         let sensitivities = if precision == Precision::F64 {
             want.iter().map(|v| norm(v)).collect()
         } else {
-            sensitivity(&f, &operands, self.seed)
+            sensitivity(f, &operands, self.seed)
         };
         for (idx, name) in ["y", "grad x", "grad w"].iter().enumerate() {
             if precision == Precision::F64 {

@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::{cases, norm, policy};
+use common::{cases, policy};
 use halfmode_autograd::{Cx, LeafId, Op, Tape};
 use halfmode_nn::{ChannelBias, Linear, Tanh, TanhMlp, TimeColumn};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, assert_close, devices, gpu, gradcheck, run_op, tol};
+use halfmode_testkit::{Rng, assert_close, devices, gpu, gradcheck, norm, run_op, tol};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use std::sync::Arc;

@@ -10,9 +10,11 @@ mod devices;
 mod golden;
 mod gradcheck;
 mod random;
+mod sensitivity;
 
 pub use close::{max_error, rel_l2, tol};
 pub use devices::{devices, gpu};
 pub use golden::Golden;
-pub use gradcheck::{adjoint, gradcheck, run_op};
+pub use gradcheck::{adjoint, gradcheck, run_op, slope};
 pub use random::Rng;
+pub use sensitivity::{distance, norm, sensitivity};

@@ -6,7 +6,7 @@ use halfmode_autograd::{Cx, Op};
 use halfmode_fft::{Algorithm, Transform, TransformConfig};
 use halfmode_precision::{Domain, Format, Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Tensor};
-use halfmode_testkit::{Rng, run_op};
+use halfmode_testkit::run_op;
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -68,41 +68,6 @@ pub(crate) fn run(cx: &Cx, op: Box<dyn Op>, inputs: &[Tensor], cotangent: &[f64]
     let (out, grads) = run_op(cx, op, inputs, cotangent);
     let values = |t: &Tensor| t.to_vec::<f64>().unwrap();
     std::iter::once(values(&out)).chain(grads.iter().map(|g| values(g.as_ref().unwrap()))).collect()
-}
-
-pub(crate) fn norm(v: &[f64]) -> f64 {
-    v.iter().map(|v| v * v).sum::<f64>().sqrt()
-}
-
-pub(crate) fn distance(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
-}
-
-/// Results of a computation on its operands.
-type Results<'a> = dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + 'a;
-
-/// How far each result of `f` moves when every operand moves by one part in `1 / RELATIVE`, over
-/// that part: the condition of each result times its size. Rounding errors inside a computation
-/// are such moves of its operands, so tolerances are multiples of this. Of 16 choices of signs the worst
-/// counts: four, as once here, miss it where a result has few operands.
-pub(crate) fn sensitivity(f: &Results<'_>, operands: &[Vec<f64>], seed: u64) -> Vec<f64> {
-    const RELATIVE: f64 = 1e-7;
-    let want = f(operands);
-    let mut rng = Rng::new(seed ^ 0x5e5e);
-    let mut worst = vec![0.0f64; want.len()];
-    for _ in 0..16 {
-        let moved: Vec<Vec<f64>> = operands
-            .iter()
-            .map(|values| {
-                values.iter().map(|v| v * (1.0 + if rng.bits() & 1 == 0 { RELATIVE } else { -RELATIVE })).collect()
-            })
-            .collect();
-        for (worst, (got, want)) in worst.iter_mut().zip(f(&moved).iter().zip(&want)) {
-            *worst = worst.max(distance(got, want) / RELATIVE);
-        }
-    }
-    worst
 }
 
 /// The error that `roundings` stored intermediates and sums of `n_terms` may cause in a result of
