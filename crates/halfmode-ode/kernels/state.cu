@@ -1,6 +1,7 @@
 // archs: sm_80 sm_90a
-// variants: S=f16,Q=f16,R=f16,T=f16,A=f32,N=4,BASE=0 S=f32,Q=f32,R=f16,T=f16,A=f32,N=3,BASE=1 S=f32,Q=bf16,R=bf16,T=f32,A=f32,N=4,BASE=1
-//   S=f64,Q=f64,R=f64,T=f64,A=f64,N=2,BASE=1 S=f64,Q=f16,R=f16,T=f64,A=f64,N=1,BASE=1
+// variants: S=f16,Q=f16,R=f16,T=f16,A=f32,N=4,BASE=0,FIRST=0 S=f32,Q=f32,R=f16,T=f16,A=f32,N=3,BASE=1,FIRST=0
+//   S=f32,Q=bf16,R=bf16,T=f32,A=f32,N=4,BASE=1,FIRST=0 S=f64,Q=f64,R=f64,T=f64,A=f64,N=2,BASE=1,FIRST=0
+//   S=f64,Q=f16,R=f16,T=f64,A=f64,N=1,BASE=1,FIRST=0 S=f32,Q=f32,R=f16,T=f16,A=f32,N=2,BASE=0,FIRST=1
 //
 // What a solver does to whole states: sums over stages, time as one more channel, the largest value.
 #include "halfmode.cuh"
@@ -12,8 +13,8 @@ struct Terms {
     A factor[8];
 };
 
-// `Count` neighbouring sums base + by * sum_j factor_j term_j: the sum over j first, then one addition, in A, rounded once.
-// All that is read is on its way before anything is summed.
+// `Count` neighbouring sums base + by * sum_j factor_j term_j: the sum over j first, then one addition, in A, rounded once;
+// with FIRST, `by` is a factor of the first term alone. All that is read is on its way before anything is summed.
 template <int Count>
 __device__ __forceinline__ void combine_some(const S* base, const Terms& terms, const f64* by, A times, T* out, long long i) {
     Pack<Q, Count> first = reinterpret_cast<const Pack<Q, Count>*>(terms.first)[i];
@@ -26,9 +27,10 @@ __device__ __forceinline__ void combine_some(const S* base, const Terms& terms, 
 #pragma unroll
     for (int k = 0; k < Count; ++k) {
         A sum = terms.factor[0] * widen<A>(first.at[k]);
+        if (FIRST && by) sum *= times;
 #pragma unroll
         for (int j = 1; j < N; ++j) sum += terms.factor[j] * widen<A>(others[j].at[k]);
-        if (by) sum *= times;
+        if (!FIRST && by) sum *= times;
         if (BASE) sum += widen<A>(start.at[k]);
         sums.at[k] = narrow<T>(sum);
     }

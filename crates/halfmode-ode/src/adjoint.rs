@@ -1,7 +1,7 @@
 //! The sweep back through the steps: adjoint, gradients and the scale between them.
 
 use crate::kernels::{StepKernels, SumFormats, max_abs};
-use crate::step::{Linearised, Needs, Pullback, Slope, Span, State, Stepper};
+use crate::step::{Linearised, Needs, Pullback, Scale, Slope, Span, State, Stepper};
 use crate::{AdjointScaler, AdjointScaling, Error, PeerScaler, Result};
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Purpose, Shape, Tensor};
@@ -205,18 +205,10 @@ impl<'a> Adjoint<'a> {
             let scale = self.scale(largest);
             let linearised = kept.take().map_or_else(|| stepper.linearise(span, state, self.needs), Ok)?;
             let slopes = linearised.slopes.clone();
-            let formats = self.sums(Purpose::Activation);
-            let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
-                let is_one = scale.to_bits() == 1f64.to_bits();
-                let times = |a: &Tensor| {
-                    if is_one { Ok(a.clone()) } else { stepper.device.combine(None, &[(scale, a)], formats) }
-                };
-                a.as_ref().map(times).transpose()
-            };
-            let scaled: Vec<Option<Tensor>> = cotangent.iter().map(scaled).collect::<Result<_>>()?;
             record.note(|record| record.n_vjps += 1);
             attempts += 1;
-            if let Some(it) = stepper.pull_back(span, linearised, &scaled, self.needs, self.rule.checks())? {
+            let scaled = (cotangent, &Scale::Known(scale));
+            if let Some(it) = stepper.pull_back(span, linearised, scaled, self.needs, self.rule.checks())? {
                 break (scale, it, slopes);
             }
             // A velocity that is not finite is nothing that a smaller scale mends.
@@ -256,15 +248,10 @@ impl<'a> Adjoint<'a> {
         let Some(cuda) = stepper.device.as_cuda() else { return Ok(()) };
         let adjoints: Vec<&Tensor> = self.a.iter().flatten().collect();
         let chosen = ChosenScale::of(cuda, stepper.device, &adjoints, scaler.target() * UNTRIED, scaler.bounds())?;
-        let formats = self.sums(Purpose::Activation);
-        let scaled = |a: &Option<Tensor>| -> Result<Option<Tensor>> {
-            let by = Some(By::Scale(&chosen));
-            a.as_ref().map(|a| combine(stepper.device, None, &[(1.0, a)], by, formats)).transpose()
-        };
-        let scaled: Vec<Option<Tensor>> = self.a.iter().map(scaled).collect::<Result<_>>()?;
         let linearised = stepper.linearise(span, state, self.needs)?;
-        let Some(pullback) = stepper.pull_back(span, linearised, &scaled, self.needs, false)? else { return Ok(()) };
-        let by = Some(By::Inverse(&chosen));
+        let scaled = (&self.a[..], &Scale::Chosen(chosen.clone()));
+        let Some(pullback) = stepper.pull_back(span, linearised, scaled, self.needs, false)? else { return Ok(()) };
+        let (by, formats) = (Some(By::Inverse(&chosen)), self.sums(Purpose::Activation));
         for (leaf, a) in self.a.iter_mut().enumerate() {
             let stages = pullback.stages.iter().filter_map(|stage| stage[leaf].as_ref());
             let terms: Vec<(f64, &Tensor)> = stages.map(|w| (span.length(), w)).collect();

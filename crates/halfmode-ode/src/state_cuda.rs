@@ -1,6 +1,6 @@
 //! What a solver does to whole states, on a GPU.
 
-use crate::kernels::SumFormats;
+use crate::kernels::{StepKernels, SumFormats};
 use crate::solve::OdeSolve;
 use crate::{Error, Result, Tableau};
 use halfmode_precision::{DType, Precision};
@@ -17,6 +17,11 @@ fn defines(from: Precision, term: Precision, to: Precision) -> [String; 5] {
     [define("S", from), define("Q", term), define("R", term), define("T", to), define("A", accumulate)]
 }
 
+/// How many terms a sum has, whether there is one outside, and whether a factor is the first term's alone.
+fn sums_of(n_terms: usize, has_base: bool, of_first: bool) -> [String; 3] {
+    [define("N", n_terms), define("BASE", i32::from(has_base)), define("FIRST", i32::from(of_first))]
+}
+
 /// Whether one launch can form this sum: all terms but the first are of one format.
 pub(crate) fn combines(base: Option<&Tensor>, terms: &[(f64, &Tensor)], formats: SumFormats) -> bool {
     let Some((_, last)) = terms.last() else { return false };
@@ -30,8 +35,10 @@ pub(crate) fn combines(base: Option<&Tensor>, terms: &[(f64, &Tensor)], formats:
 /// A factor that only the device knows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum By<'a> {
-    /// The scale of a step.
+    /// The scale of a step, of all terms.
     Scale(&'a ChosenScale),
+    /// The same, of the first term alone.
+    ScaleOfFirst(&'a ChosenScale),
     /// One over it.
     Inverse(&'a ChosenScale),
 }
@@ -39,14 +46,14 @@ pub(crate) enum By<'a> {
 impl<'a> By<'a> {
     fn arg(self) -> Result<Arg<'a>> {
         Ok(match self {
-            By::Scale(it) => it.scale.input()?,
+            By::Scale(it) | By::ScaleOfFirst(it) => it.scale.input()?,
             By::Inverse(it) => it.inverse.input()?,
         })
     }
 }
 
 /// A power of two that the device chose, and one over it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ChosenScale {
     scale: Tensor,
     inverse: Tensor,
@@ -76,7 +83,24 @@ impl ChosenScale {
     }
 }
 
-/// See [`crate::kernels::StepKernels::combine`]; the sum of the terms is multiplied by `by`.
+/// `scale factor own + sum_j factor_j later_j`
+pub(crate) fn combine_scaled(
+    device: &Device,
+    ((factor, own), scale): ((f64, &Tensor), &ChosenScale),
+    later: &[(f64, &Tensor)],
+    formats: SumFormats,
+) -> Result<Tensor> {
+    let terms: Vec<(f64, &Tensor)> = std::iter::once((factor, own)).chain(later.iter().copied()).collect();
+    if combines(None, &terms, formats) {
+        return combine(device, None, &terms, Some(By::ScaleOfFirst(scale)), formats);
+    }
+    let scaled = SumFormats { to: formats.sums, ..formats };
+    let own = combine(device, None, &[(factor, own)], Some(By::Scale(scale)), scaled)?;
+    let terms: Vec<(f64, &Tensor)> = std::iter::once((1.0, &own)).chain(later.iter().copied()).collect();
+    device.combine(None, &terms, formats)
+}
+
+/// See [`crate::kernels::StepKernels::combine`]; the sum of the terms is multiplied by `by`, or the first term is.
 pub(crate) fn combine(
     device: &Device,
     base: Option<&Tensor>,
@@ -93,7 +117,8 @@ pub(crate) fn combine(
         [("S", base.unwrap_or(first)), ("Q", first), ("R", last)].map(|(name, it)| define(name, it.precision()));
     let mut defines = types.to_vec();
     defines.extend([define("T", formats.to), define("A", formats.sums)]);
-    defines.extend([define("N", terms.len()), define("BASE", i32::from(base.is_some()))]);
+    let of_first = matches!(by, Some(By::ScaleOfFirst(_)));
+    defines.extend(sums_of(terms.len(), base.is_some(), of_first));
     let mut args = vec![base.map_or(Ok(Arg::Null), Tensor::input)?];
     for idx in 0..TERMS {
         args.push(terms.get(idx).map_or(Ok(Arg::Null), |it| it.1.input())?);
@@ -110,7 +135,7 @@ pub(crate) fn lattice_sum(base: Option<&Tensor>, term: &Tensor, numbers: [f64; 4
     let mut out = device.alloc_unwritten(term.shape().clone(), DType::real(Precision::F64), Purpose::Activation)?;
     let Some(cuda) = device.as_cuda() else { return Ok(out) };
     let mut defines = defines(Precision::F64, term.precision(), Precision::F64).to_vec();
-    defines.extend([define("N", 1), define("BASE", i32::from(base.is_some()))]);
+    defines.extend(sums_of(1, base.is_some(), false));
     let mut args = vec![base.map_or(Ok(Arg::Null), Tensor::input)?, term.input()?];
     args.extend(numbers.map(Arg::F64));
     args.extend([out.output()?, count(term.numel())]);
@@ -129,7 +154,7 @@ pub(crate) fn largest(cuda: &CudaDevice, x: &Tensor) -> Result<f64> {
 
 fn sum_defines(from: Precision, to: Precision) -> Vec<String> {
     let mut defines = defines(from, from, to).to_vec();
-    defines.extend([define("N", 1), define("BASE", 0)]);
+    defines.extend(sums_of(1, false, false));
     defines
 }
 
@@ -160,7 +185,7 @@ pub(crate) fn upload_f64s(device: &Device, values: &[f64]) -> Result<Tensor> {
 pub(crate) fn append_time(cuda: &CudaDevice, y: &Tensor, time: &Tensor, out: &mut Tensor) -> Result<()> {
     let channels = out.shape().last().copied().unwrap_or(1) - 1;
     let mut defines = defines(y.precision(), time.precision(), out.precision()).to_vec();
-    defines.extend([define("N", 1), define("BASE", 0)]);
+    defines.extend(sums_of(1, false, false));
     let (n, rows) = (out.numel(), count(out.numel() / (channels + 1)));
     let args = [y.input()?, time.input()?, out.output()?, rows, Arg::I32(channels as i32)];
     Ok(cuda.launch(KERNELS, &defines, "append_time", cuda.grid(n), &args)?)

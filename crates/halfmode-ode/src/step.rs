@@ -77,6 +77,44 @@ pub(crate) struct Pullback {
     pub(crate) slope: f64,
 }
 
+/// What a cotangent is multiplied by, a power of two.
+#[derive(Debug)]
+pub(crate) enum Scale {
+    /// Known to the host.
+    Known(f64),
+    /// Chosen by a GPU while launches are recorded.
+    #[cfg(feature = "cuda")]
+    Chosen(crate::state_cuda::ChosenScale),
+}
+
+impl Scale {
+    /// Its value; one where the host does not know it, and does not ask for gradients by times.
+    fn known(&self) -> f64 {
+        match self {
+            Scale::Known(scale) => *scale,
+            #[cfg(feature = "cuda")]
+            Scale::Chosen(_) => 1.0,
+        }
+    }
+
+    /// `scale factor own + sum_j factor_j later_j`
+    fn sum(
+        &self,
+        device: &Device,
+        own: Option<(f64, &Tensor)>,
+        later: &[(f64, &Tensor)],
+        formats: SumFormats,
+    ) -> Result<Tensor> {
+        let own = own.map(|(factor, it)| (factor * self.known(), it));
+        let terms: Vec<(f64, &Tensor)> = own.into_iter().chain(later.iter().copied()).collect();
+        #[cfg(feature = "cuda")]
+        if let (Scale::Chosen(scale), Some(own)) = (self, own) {
+            return crate::state_cuda::combine_scaled(device, (own, scale), later, formats);
+        }
+        device.combine(None, &terms, formats)
+    }
+}
+
 /// `sum over l of a_l b_l`, `None` for zero.
 pub(crate) fn dots(a: &[Option<Tensor>], b: &[Tensor]) -> Result<f64> {
     let pairs = a.iter().zip(b).filter_map(|(a, b)| Some((a.as_ref()?, b)));
@@ -247,13 +285,13 @@ impl Stepper<'_> {
         Ok(out)
     }
 
-    /// The vector-Jacobian product of the mean slope with `cotangent`. `None` if `check` is set and something
-    /// that is formed on the way is not finite.
+    /// The vector-Jacobian product of the mean slope with `cotangent`, times a scale that no copy of it sees. `None` if
+    /// `check` is set and something that is formed on the way is not finite.
     pub(crate) fn pull_back(
         &self,
         span: Span,
         linearised: Linearised,
-        cotangent: &[Option<Tensor>],
+        (cotangent, scale): (&[Option<Tensor>], &Scale),
         needs: Needs,
         check: bool,
     ) -> Result<Option<Pullback>> {
@@ -266,17 +304,17 @@ impl Stepper<'_> {
         let (mut time, mut length, mut mean) = (0.0, 0.0, 0.0);
         while let Some((tape, slope)) = stages.pop() {
             let j = stages.len();
-            // b_j = weight_j c + h sum over m > j of a_mj w_m
+            // b_j = weight_j scale c + h sum over m > j of a_mj w_m
             let mut seeds = Vec::with_capacity(n_leaves);
             for (leaf, slope) in slope.into_iter().enumerate().filter(|(_, slope)| slope.is_tracked()) {
                 let later = inputs.iter().enumerate().skip(j + 1);
                 let later = later.filter_map(|(m, w)| Some((h * tableau.a[m][j], w[leaf].as_ref()?)));
-                let own = cotangent[leaf].iter().map(|it| (tableau.b[j], it));
-                let terms: Vec<(f64, &Tensor)> = own.chain(later).filter(|it| it.0 != 0.0).collect();
-                if terms.is_empty() {
+                let later: Vec<(f64, &Tensor)> = later.filter(|it| it.0 != 0.0).collect();
+                let own = cotangent[leaf].as_ref().map(|it| (tableau.b[j], it)).filter(|it| it.0 != 0.0);
+                if own.is_none() && later.is_empty() {
                     continue;
                 }
-                let b = self.device.combine(None, &terms, self.sums(slope.value().precision()))?;
+                let b = scale.sum(self.device, own, &later, self.sums(slope.value().precision()))?;
                 if check && !b.all_finite() {
                     return Ok(None);
                 }
@@ -318,7 +356,8 @@ impl Stepper<'_> {
         }
         if needs.time {
             for (j, slope) in slopes.iter().enumerate() {
-                mean += if tableau.b[j] == 0.0 { 0.0 } else { tableau.b[j] * dots(cotangent, slope)? };
+                let own = tableau.b[j] * scale.known();
+                mean += if own == 0.0 { 0.0 } else { own * dots(cotangent, slope)? };
                 for (m, w) in inputs.iter().enumerate().skip(j + 1) {
                     let a = tableau.a[m][j];
                     length += if a == 0.0 { 0.0 } else { a * dots(w, slope)? };

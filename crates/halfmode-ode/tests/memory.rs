@@ -150,6 +150,19 @@ fn a_half_trajectory_takes_half_of_the_peak() {
     assert!(ratio <= 0.55, "{ratio}");
 }
 
+/// The adjoint is never copied to be scaled: a solve takes the same memory with a scale and without.
+#[test]
+fn a_scale_takes_no_memory() {
+    let problem = rows(512, 9);
+    let [unscaled, fixed, dynamic] = [
+        AdjointScaling::UNSCALED,
+        AdjointScaling::Fixed { exponent: 5 },
+        AdjointScaling::Dynamic(ScaleConfig::DEFAULT),
+    ]
+    .map(|it| on_one_thread(|device| live_and_peak(device, &problem, &mixed(Precision::F16).scaling(it)).1));
+    assert_eq!((fixed, dynamic), (unscaled, unscaled));
+}
+
 /// Tapes that are kept give the same bits where a stored state is the running one, and no velocity is computed twice;
 /// also when a scale overflows, with chosen steps, and for times.
 #[test]
