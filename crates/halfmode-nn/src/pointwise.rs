@@ -325,6 +325,7 @@ impl Op for ChannelGate {
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
         let [x, gate] = self.expect_inputs(inputs)?;
         let run = || -> Result<Tensor> {
+            check_real(self.name(), inputs)?;
             check_len(self.name(), "gate", gate, rows_of(x).1)?;
             #[cfg(feature = "cuda")]
             if !cx.device.is_cpu() {
@@ -374,6 +375,7 @@ impl Op for ChannelBias {
     fn forward(&self, cx: &Cx, inputs: &[&Tensor]) -> Forward {
         let [x, bias] = self.expect_inputs(inputs)?;
         let run = || -> Result<Tensor> {
+            check_real(self.name(), inputs)?;
             check_len(self.name(), "bias", bias, rows_of(x).1)?;
             #[cfg(feature = "cuda")]
             if !cx.device.is_cpu() {
@@ -423,6 +425,7 @@ impl Op for Linear {
         }
         let shape = Shape::from(shape);
         let run = || -> Result<Tensor> {
+            check_real(self.name(), inputs)?;
             check_len(self.name(), "weight", w, c_in * c_out)?;
             #[cfg(feature = "cuda")]
             if !cx.device.is_cpu() {

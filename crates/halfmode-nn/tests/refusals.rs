@@ -9,8 +9,8 @@ use halfmode_nn::jets::{
     JetBias, JetConstant, JetDivergence, JetProduct, JetSoftplus, JetStart, JetTanh, Tangents, random_signs,
 };
 use halfmode_nn::{
-    AveragePool, BatchNorm, BatchStatistics, Conv2d, FieldNorm, NormKind, PlanarFlow, SymmetricConv, TanhMlp,
-    TimeColumn,
+    AveragePool, BatchNorm, BatchStatistics, ChannelBias, ChannelGate, Conv2d, FieldNorm, Linear, NormKind, PlanarFlow,
+    SymmetricConv, TanhMlp, TimeColumn,
 };
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::{Device, Purpose, Tensor};
@@ -37,7 +37,10 @@ fn said(op: &dyn Op, inputs: &[Tensor]) -> String {
 #[test]
 fn complex_operands_are_refused() {
     let device = Device::cpu(1).unwrap();
-    let calls: [Call<'_>; 16] = [
+    let calls: [Call<'_>; 19] = [
+        (&Linear, &[&[4, 3], &[2, 3]]),
+        (&ChannelBias, &[&[4, 3], &[3]]),
+        (&ChannelGate, &[&[4, 3], &[3]]),
         (&Conv2d::new(0), &[&[1, 4, 4, 3], &[2, 2, 3, 2], &[2]]),
         (&Conv2d::transposed(0), &[&[1, 4, 4, 2], &[2, 2, 3, 2]]),
         (&SYMMETRIC, &[&[1, 4, 4, 3], &[3, 3, 3, 2], &[2]]),
