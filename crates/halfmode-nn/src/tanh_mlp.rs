@@ -32,7 +32,7 @@ pub enum TimeColumn {
 /// `x`, and `hidden`, what each tanh returned; weights are shared. Between layers all values are accumulators: what is
 /// rounded is what is kept. Where all operands are bf16 and the processor has tile registers (AMX), their products take
 /// bf16 numbers: there each layer's values, and the gradients by them, are rounded to bf16 between layers, kept or not. A
-/// GPU rounds them to the storage of fields, kept or not, before the bias and after the tanh.
+/// GPU rounds them, and what products give, to the storage of fields.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if channels disagree, `x` has none, or `t` is not one number;
@@ -149,12 +149,13 @@ impl Op for TanhMlp {
         let run = || -> Result<Vec<Option<Tensor>>> {
             let refs: Vec<&Tensor> = weights.iter().collect();
             let layers = self.layers(&x, &refs)?;
-            let want_weights = needs[self.n_before()..].contains(&true) || (t.is_some() && needs[1]);
+            let want_time = t.is_some() && needs[1];
+            let want_weights = needs[self.n_before()..].contains(&true) || want_time;
             #[cfg(feature = "cuda")]
             if !cx.device.is_cpu() {
                 let back = cuda::Backward { layers: &layers, x: &x, hidden: &hidden, t: t.as_ref() };
-                let cuda::Gradients { x: gx, t: slope, weights } = back.run(cx, &g, want_weights)?;
-                let slope = t.is_some().then(|| slope.filter(|_| needs[1]));
+                let cuda::Gradients { x: gx, t: slope, weights } = back.run(cx, &g, [want_weights, want_time])?;
+                let slope = t.is_some().then_some(slope);
                 let mut out: Vec<_> = std::iter::once(Some(gx)).chain(slope).collect();
                 out.extend(weights.into_iter().map(Some));
                 out.resize(needs.len(), None);
@@ -176,11 +177,11 @@ impl Op for TanhMlp {
             if t.is_some() {
                 // What the first layer's bias gets, through the weights of the time.
                 let slope = match sums.get(1) {
-                    Some(bias) if needs[1] && cx.device.launches() => cpu::time_slope(&layers[0], bias)?,
+                    Some(bias) if want_time && cx.device.launches() => cpu::time_slope(&layers[0], bias)?,
                     _ => 0.0,
                 };
                 let grad = || Tensor::from_slice(&cx.device, &[slope], [1], Precision::F64, Purpose::Grad);
-                out.push(if needs[1] { Some(grad()?) } else { None });
+                out.push(if want_time { Some(grad()?) } else { None });
             }
             out.extend(sums.into_iter().map(Some));
             out.resize(needs.len(), None);

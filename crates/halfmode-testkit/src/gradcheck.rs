@@ -38,7 +38,7 @@ pub fn slope(f: impl Fn(f64) -> f64, h: f64) -> f64 {
 /// Compares each input's gradient with differences along random directions, in f64.
 ///
 /// # Panics
-/// If one is off by more than 1e-7 relative to the size of the terms in the difference.
+/// If one is off by more than 1e-6 of the size of its terms and the rounding of the difference.
 pub fn gradcheck(device: &Device, op: &dyn Fn() -> Box<dyn Op>, inputs: &[Tensor], seed: u64) {
     let cx = Cx::new(device, &Arc::new(PrecisionPolicy::double()));
     let mut rng = Rng::new(seed);

@@ -232,7 +232,11 @@ proptest! {
                         [loss, grads[0].clone().unwrap()].map(|it| it.to_vec::<f64>().unwrap()).to_vec()
                     };
                     let operands = [&x, &y].map(|it| it.to_vec::<f64>().unwrap());
-                    let (want, moves) = (f(&operands), sensitivity(f, &operands, case.seed));
+                    let (want, mut moves) = (f(&operands), sensitivity(f, &operands, case.seed));
+                    if !h1 && p.to_bits() == 1f64.to_bits() {
+                        // Signs of errors times a constant: they jump where an error is zero, and are not rounded.
+                        moves[1] = 0.0;
+                    }
                     let grad = grads[0].as_ref().unwrap();
                     prop_assert_eq!(got.precision(), Precision::F32);
                     prop_assert_eq!(grad.precision(), precision);

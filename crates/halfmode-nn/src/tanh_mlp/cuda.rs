@@ -148,7 +148,7 @@ pub(super) struct Gradients {
 }
 
 impl Backward<'_> {
-    pub(super) fn run(&self, cx: &Cx, g: &Tensor, want_weights: bool) -> Result<Gradients> {
+    pub(super) fn run(&self, cx: &Cx, g: &Tensor, [want_weights, want_time]: [bool; 2]) -> Result<Gradients> {
         let n_rows = rows_of(self.x).0;
         let (mut g, mut weights, mut t) = (stored(cx, g)?, Vec::new(), None);
         let mut sums: Option<Tensor> = None;
@@ -168,7 +168,7 @@ impl Backward<'_> {
                     };
                     (layer.join(cx, rows.linear_grad_w(&g, &below, own.w.shape())?, &b, self.t)?, b)
                 };
-                if layer.time(self.t).is_some() {
+                if want_time && layer.time(self.t).is_some() {
                     t = Some(layer.time_slope(cx, &b)?);
                 }
                 weights.extend([b, w]);
