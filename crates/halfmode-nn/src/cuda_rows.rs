@@ -4,6 +4,7 @@
 //! written by the kernels of `rows.cu`. On the planning device everything is allocated and nothing runs.
 
 use crate::Result;
+use halfmode_autograd::Cx;
 use halfmode_precision::{DType, Precision};
 use halfmode_tensor::cuda::{Arg, Compute, CudaDevice, Grid, Matmul, Operand, Scalar, Source, count, define};
 use halfmode_tensor::{Device, Purpose, Shape, Tensor};
@@ -49,6 +50,19 @@ impl From<&Tensor> for Rows {
 /// The scalars of a tensor from `offset` on, `row` apart.
 pub(crate) fn matrix(x: &Tensor, offset: usize, row: usize) -> Result<Operand<'_>> {
     Ok(x.operand(offset, row, 0, false)?)
+}
+
+/// A field or weight in the storage that kernels read.
+pub(crate) fn stored(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    Ok(x.cast(cx.policy.pointwise.storage, Purpose::Workspace)?)
+}
+
+impl<'a> RowKernels<'a> {
+    /// Rows in the storage of fields, with parameters in `params`.
+    pub(crate) fn new(cx: &'a Cx, rows: usize, params: Precision) -> Self {
+        let (storage, compute) = (cx.policy.pointwise.storage, cx.policy.compute);
+        RowKernels { device: &cx.device, storage, params, compute, rows }
+    }
 }
 
 impl RowKernels<'_> {

@@ -3,7 +3,7 @@
 use super::cpu::Correlation;
 use super::{Conv2d, ConvKind};
 use crate::Result;
-use crate::cuda_rows::RowKernels;
+use crate::cuda_rows::{RowKernels, stored};
 use crate::pointwise::{rows_of, storage};
 use halfmode_autograd::Cx;
 use halfmode_precision::{DType, Precision};
@@ -212,11 +212,6 @@ fn weight_gradient(device: &Device, sizes: Correlation, shape: &Shape, [x, g]: [
     Ok(out)
 }
 
-/// A field or weight in the storage that the kernels read.
-pub(crate) fn stored(cx: &Cx, x: &Tensor) -> Result<Tensor> {
-    Ok(x.cast(cx.policy.pointwise.storage, Purpose::Workspace)?)
-}
-
 pub(super) fn run(
     conv: Conv2d,
     cx: &Cx,
@@ -263,7 +258,6 @@ pub(super) fn weight_of(cx: &Cx, sizes: Correlation, shape: &Shape, [field, imag
 /// The sum of a gradient over all points.
 pub(super) fn bias_of(cx: &Cx, g: &Tensor) -> Result<Tensor> {
     let (rows, channels) = rows_of(g);
-    let (storage, compute) = (cx.policy.pointwise.storage, cx.policy.compute);
-    let kernels = RowKernels { device: &cx.device, storage, params: storage, compute, rows };
+    let kernels = RowKernels::new(cx, rows, cx.policy.pointwise.storage);
     kernels.column_sums((&stored(cx, g)?.into(), channels), &Shape::from([channels]))
 }

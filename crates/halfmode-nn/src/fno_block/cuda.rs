@@ -26,7 +26,6 @@ struct Block<'a> {
 impl<'a> Block<'a> {
     fn new(block: &'a FnoBlock, cx: &'a Cx, inputs: &BlockInputs<'a>) -> Result<Self> {
         block.transform.check_field(inputs.x)?;
-        let storage = cx.policy.pointwise.storage;
         let params = inputs.dense[0].precision();
         for tensor in inputs.dense {
             if tensor.precision() != params {
@@ -39,7 +38,7 @@ impl<'a> Block<'a> {
             cx,
             x: inputs.x,
             spectral: inputs.spectral,
-            rows: RowKernels { device: &cx.device, storage, params, compute: cx.policy.compute, rows },
+            rows: RowKernels::new(cx, rows, params),
             scales: Scales::new(&block.transform, &block.transform),
         })
     }

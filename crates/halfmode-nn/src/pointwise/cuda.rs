@@ -2,19 +2,13 @@
 
 use super::{rows_of, storage};
 use crate::Result;
-use crate::cuda_rows::RowKernels;
+use crate::cuda_rows::{RowKernels, stored};
 use halfmode_autograd::Cx;
 use halfmode_tensor::{Purpose, Shape, Tensor};
 
 /// The kernels of rows as long as `x` has channels.
 fn kernels<'a>(cx: &'a Cx, x: &Tensor, w: &Tensor) -> RowKernels<'a> {
-    let (storage, compute) = (cx.policy.pointwise.storage, cx.policy.compute);
-    RowKernels { device: &cx.device, storage, params: w.precision(), compute, rows: rows_of(x).0 }
-}
-
-/// A field in the storage that the kernels read.
-fn stored(cx: &Cx, x: &Tensor) -> Result<Tensor> {
-    Ok(x.cast(cx.policy.pointwise.storage, Purpose::Workspace)?)
+    RowKernels::new(cx, rows_of(x).0, w.precision())
 }
 
 pub(super) fn gate(cx: &Cx, x: &Tensor, gate: &Tensor) -> Result<Tensor> {

@@ -2,7 +2,8 @@
 
 use super::SymmetricConv;
 use crate::Result;
-use crate::conv2d::cuda::{Finish, Halves, TileSums, stored};
+use crate::conv2d::cuda::{Finish, Halves, TileSums};
+use crate::cuda_rows::stored;
 use crate::pointwise::storage;
 use halfmode_autograd::Cx;
 use halfmode_precision::{DType, Precision};

@@ -6,7 +6,7 @@
 
 use super::{Layer, NAME};
 use crate::Result;
-use crate::cuda_rows::RowKernels;
+use crate::cuda_rows::{RowKernels, stored};
 use crate::pointwise::{rows_of, storage};
 use halfmode_autograd::Cx;
 use halfmode_precision::{DType, Precision};
@@ -18,11 +18,6 @@ const KERNELS: Source = Source { name: "time_column", text: include_str!("../../
 /// Most blocks of a pass over a weight.
 const BLOCKS: usize = 1024;
 const THREADS: usize = 256;
-
-/// A field in the storage that the kernels read.
-fn stored(cx: &Cx, x: &Tensor) -> Result<Tensor> {
-    Ok(x.cast(cx.policy.pointwise.storage, Purpose::Workspace)?)
-}
 
 /// The accumulators of sums over rows.
 fn accumulators(cx: &Cx) -> DType {
@@ -37,8 +32,7 @@ struct Operands {
 
 impl Operands {
     fn rows<'a>(&self, cx: &'a Cx, rows: usize) -> RowKernels<'a> {
-        let (storage, compute) = (cx.policy.pointwise.storage, cx.policy.compute);
-        RowKernels { device: &cx.device, storage, params: self.b.precision(), compute, rows }
+        RowKernels::new(cx, rows, self.b.precision())
     }
 }
 
