@@ -20,6 +20,8 @@ const TESTS: &[(&str, &str, Option<&str>)] = &[
     ("halfmode-nn", "complex", Some("cuda")),
     ("halfmode-operators", "golden", Some("cuda")),
     ("halfmode-nn", "tf32", Some("cuda")),
+    ("halfmode-nn", "tanh_mlp", Some("cuda")),
+    ("halfmode-nn", "refusals", Some("cuda")),
     ("halfmode-ode", "gpu", Some("cuda")),
     ("halfmode-ode", "conv_gpu", Some("cuda")),
     ("halfmode-nn", "conv2d", Some("cuda")),
@@ -218,6 +220,28 @@ noise
 {"reason":"build-finished","success":true}"#;
         let program = Program { package: "/x/a".into(), target: "device".into(), file: "/t/device-1".into() };
         assert_eq!(executables(messages), [program]);
+    }
+
+    /// A test that asks for a GPU and is not in the list would never meet one.
+    #[test]
+    fn every_test_that_asks_for_a_gpu_is_carried() {
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+        let mut asking = 0;
+        for folder in std::fs::read_dir(crates).unwrap() {
+            let folder = folder.unwrap().path();
+            let Ok(tests) = std::fs::read_dir(folder.join("tests")) else { continue };
+            for file in tests {
+                let file = file.unwrap().path();
+                let Ok(text) = std::fs::read_to_string(&file) else { continue };
+                if !text.contains("gpu()") || !text.contains("halfmode_testkit") {
+                    continue;
+                }
+                asking += 1;
+                let [package, target] = [folder.file_name(), file.file_stem()].map(|it| it.unwrap().to_str().unwrap());
+                assert!(TESTS.iter().any(|it| (it.0, it.1) == (package, target)), "{}", file.display());
+            }
+        }
+        assert!(asking > 10, "{asking}");
     }
 
     #[test]
