@@ -15,6 +15,6 @@ mod sensitivity;
 pub use close::{max_error, rel_l2, tol};
 pub use devices::{devices, gpu};
 pub use golden::Golden;
-pub use gradcheck::{adjoint, gradcheck, run_op, slope};
+pub use gradcheck::{adjoint, gradcheck, run_op, slope, slopes};
 pub use random::Rng;
 pub use sensitivity::{distance, norm, sensitivity};
