@@ -19,9 +19,10 @@ pub struct Source {
 }
 
 /// What kernel files may include besides CUDA's own headers.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 4] = [
     ("halfmode.cuh", include_str!("../kernels/halfmode.cuh")),
     ("tableau.cuh", include_str!("../kernels/tableau.cuh")),
+    ("patches.cuh", include_str!("../kernels/patches.cuh")),
     ("tensor_cores.cuh", include_str!("../kernels/tensor_cores.cuh")),
 ];
 

@@ -12,101 +12,48 @@
 //
 // Sums are m16n8k16 products. Thread (g, t) of a warp, g = lane / 4 and t = lane % 4, holds rows g and g + 8 at columns
 // 2 t and 2 t + 1; a warp has 64 rows and 32 columns.
-#include "tensor_cores.cuh"
+#include "patches.cuh"
 
-constexpr int THREADS = 256, CHUNK = 32, DEPTH = 4;
+constexpr int THREADS = 256, DEPTH = 4;
 constexpr int WARPS_N = TN / 32, WARPS_M = 8 / WARPS_N;
 constexpr int TM = 64 * WARPS_M;  // rows of a block
-constexpr int LINE = TN + 8;      // of shared memory: neighbouring rows are in other banks
 
-// Where piece `piece` of eight halves of a row of 32 is: eight rows, or four pieces of two, are in different banks.
-__device__ __forceinline__ int swizzled(int row, int piece) { return row * CHUNK + ((piece ^ (row >> 1 & 3)) << 3); }
-
-struct alignas(16) Chunk {
-    T x[TM * CHUNK];
-    T w[TURNED ? TN * CHUNK : CHUNK * LINE];
-};
+using Tiles = Patches<T, TM, TN, TURNED>;
+constexpr int CHUNK = Tiles::CHUNK, LINE = Tiles::LINE;
 
 // y[i, j, o] = sum of w[d_1, d_2, c, o] x[i + d_1 - pad_1, j + d_2 - pad_2, c], plus bias, rectified, negated. Block x is
-// a tile of points of one sample, block y one of channels. `stats` and `hidden` are those of the norm of SUMS == 2.
+// a tile of points of one sample, 2^log_width of them side by side, block y one of channels. `stats` and `hidden` are those
+// of the norm of SUMS == 2.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 convolve(const T* __restrict__ x, const T* __restrict__ w, const P* __restrict__ bias, T* __restrict__ y,
          const T* __restrict__ hidden, const f32* __restrict__ stats, f32* __restrict__ parts, int x1, int x2, int c_x,
-         int y1, int y2, int c_y, int k1, int k2, int pad1, int pad2, int rectifies, int negates) {
-    extern __shared__ __align__(16) unsigned char memory[];
-    Chunk* stages = reinterpret_cast<Chunk*>(memory);
+         int y1, int y2, int c_y, int k1, int k2, int pad1, int pad2, int log_width, int tiles, int rectifies, int negates) {
+    extern __shared__ __align__(128) unsigned char memory[];
     Lane lane;
-    int points = y1 * y2, tiles = (points + TM - 1) / TM;
-    int sample = blockIdx.x / tiles, first = blockIdx.x % tiles * TM, n0 = blockIdx.y * TN;
-
-    // A thread loads one piece of some rows; `at` is where their windows begin.
-    constexpr int ROWS = TM / 64;
-    int row = threadIdx.x / 4, piece = threadIdx.x % 4;
-    int at1[ROWS], at2[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        int point = first + row + 64 * r;
-        at1[r] = point < points ? point / y2 - pad1 : -(1 << 24);
-        at2[r] = point % y2 - pad2;
-    }
-    const T* from = x + (long long)sample * x1 * x2 * c_x + piece * 8;
-
-    int chunks = k1 * k2 * ((c_x + CHUNK - 1) / CHUNK), d1 = 0, d2 = 0, c = 0;
-    auto load = [&](int chunk) {
-        if (chunk < chunks) {
-            Chunk& to = stages[chunk % DEPTH];
-            bool inside = c + piece * 8 < c_x;
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                int i = at1[r] + d1, j = at2[r] + d2;
-                bool there = inside && unsigned(i) < unsigned(x1) && unsigned(j) < unsigned(x2);
-                copy_async_cached(to.x + swizzled(row + 64 * r, piece), there ? from + (i * x2 + j) * c_x + c : x, there);
-            }
-#pragma unroll
-            for (int r = 0; r < TN / 64; ++r) {
-                if (TURNED) {
-                    int tap = (k1 - 1 - d1) * k2 + k2 - 1 - d2, n = n0 + row + 64 * r;
-                    bool there = inside && n < c_y;
-                    const T* source = w + ((long long)tap * c_y + n) * c_x + c + piece * 8;
-                    copy_async_cached(to.w + swizzled(row + 64 * r, piece), there ? source : w, there);
-                } else {
-                    int part = threadIdx.x + r * THREADS, k = part / (TN / 8), n = part % (TN / 8) * 8;
-                    bool there = c + k < c_x && n0 + n < c_y;
-                    const T* source = w + ((long long)(d1 * k2 + d2) * c_x + c + k) * c_y + n0 + n;
-                    copy_async_cached(to.w + k * LINE + n, there ? source : w, there);
-                }
-            }
-            c += CHUNK;
-            if (c >= c_x) {
-                c = 0;
-                if (++d2 == k2) {
-                    d2 = 0;
-                    ++d1;
-                }
-            }
-        }
-        commit_copies();
-    };
-    for (int chunk = 0; chunk < DEPTH - 1; ++chunk) load(chunk);
+    int sample = blockIdx.x / tiles, n0 = blockIdx.y * TN;
+    Tiles patches(memory, x + (long long)sample * x1 * x2 * c_x, w, x1, x2, c_x, y2, c_y, k1, k2, pad1, pad2, log_width,
+                  blockIdx.x % tiles, n0);
 
     int row_warp = lane.warp / WARPS_N * 64, column_warp = lane.warp % WARPS_N * 32;
+    int window[4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) window[m] = patches.window(row_warp + m * 16 + lane.lane % 16);
     f32 acc[4][4][4] = {};
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-        wait_for_copies<DEPTH - 2>();
-        __syncthreads();
-        load(chunk + DEPTH - 1);
-        const Chunk& now = stages[chunk % DEPTH];
+    for (int step = 0; step < patches.n_steps; ++step) {
+        Tiles::Step now = patches.step();
+        int at[4];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) at[m] = Tiles::swizzled(window[m] + now.shift, lane.lane / 16);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             unsigned a[4][4], b[2][4];
 #pragma unroll
-            for (int m = 0; m < 4; ++m)
-                load_matrices(a[m], now.x + swizzled(row_warp + m * 16 + lane.lane % 16, half * 2 + lane.lane / 16));
+            for (int m = 0; m < 4; ++m) load_matrices(a[m], now.patch + (at[m] ^ half * 2 * Tiles::PIECE));
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 if (TURNED)
-                    load_matrices(b[j], now.w + swizzled(column_warp + j * 16 + lane.lane / 16 * 8 + lane.lane % 8,
-                                                         half * 2 + lane.lane / 8 % 2));
+                    load_matrices(b[j], now.w + Tiles::swizzled(column_warp + j * 16 + lane.lane / 16 * 8 + lane.lane % 8,
+                                                                half * 2 + lane.lane / 8 % 2));
                 else
                     load_transposed(b[j], now.w + (half * 16 + lane.lane / 8 % 2 * 8 + lane.lane % 8) * LINE + column_warp +
                                               j * 16 + lane.lane / 16 * 8);
@@ -143,9 +90,9 @@ convolve(const T* __restrict__ x, const T* __restrict__ w, const P* __restrict__
     }
     __syncthreads();
     constexpr int PIECES = TN / 8, GROUPS = THREADS / PIECES;
-    int column = threadIdx.x % PIECES * 8, group = threadIdx.x / PIECES, rows = min(TM, points - first);
+    int column = threadIdx.x % PIECES * 8, group = threadIdx.x / PIECES;
     bool there = n0 + column < c_y;
-    long long place = ((long long)sample * points + first) * c_y + n0 + column;
+    long long first = (long long)sample * y1 * y2 * c_y + n0 + column;
     f32 sum[8] = {}, other[8] = {}, shift[8] = {}, factor[8] = {};
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
@@ -155,11 +102,14 @@ convolve(const T* __restrict__ x, const T* __restrict__ w, const P* __restrict__
             factor[k] = stats[(2ll * sample + 1) * c_y + n0 + column + k];
         }
     }
-    for (int r = group; there && r < rows; r += GROUPS) {
+    for (int r = group; there && r < TM; r += GROUPS) {
+        int i = patches.i + (r >> log_width), j = patches.j + (r & ((1 << log_width) - 1));
+        if (i >= y1 || j >= y2) continue;
+        long long at = first + (long long)(i * y2 + j) * c_y;
         Pack<T, 8> values = *reinterpret_cast<const Pack<T, 8>*>(&out[r][column]);
-        *reinterpret_cast<Pack<T, 8>*>(y + place + (long long)r * c_y) = values;
+        *reinterpret_cast<Pack<T, 8>*>(y + at) = values;
         Pack<T, 8> beside = values;
-        if (SUMS == 2) beside = *reinterpret_cast<const Pack<T, 8>*>(hidden + place + (long long)r * c_y);
+        if (SUMS == 2) beside = *reinterpret_cast<const Pack<T, 8>*>(hidden + at);
 #pragma unroll
         for (int k = 0; k < 8; ++k) {
             f32 value = widen<f32>(values.at[k]);

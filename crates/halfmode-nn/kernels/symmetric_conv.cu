@@ -41,32 +41,48 @@ struct Two {
     }
 };
 
-// The sum of 256 values, eight of each of 32 columns: column threadIdx.x % 32, in every thread.
+// Warps of a block that sums parts: each takes every 32nd, so that few loads wait for one another.
+constexpr int RUNS = 32;
+
+// The sum of a warp's values of each of 32 columns over all warps: column threadIdx.x % 32, in every thread.
 __device__ __forceinline__ f64 column_sum(f64 value) {
-    __shared__ f64 runs[8][33];
+    __shared__ f64 runs[RUNS][33];
     __syncthreads();
     runs[threadIdx.x / 32][threadIdx.x % 32] = value;
     __syncthreads();
     f64 sum = 0;
-    for (int run = 0; run < 8; ++run) sum += runs[run][threadIdx.x % 32];
+#pragma unroll
+    for (int run = 0; run < RUNS; ++run) sum += runs[run][threadIdx.x % 32];
     return sum;
 }
 
-// stats[sample] = mean and reciprocal deviation of each channel, from those of tiles of `tile` points: sums of d = x - s, of
-// d^2, and s. Blocks are [batch, channels / 32].
-extern "C" __global__ void finish_moments(const f32* parts, f32* stats, int points, int tile, int channels) {
-    int tiles = (points + tile - 1) / tile, c = blockIdx.y * 32 + threadIdx.x % 32;
-    const f32* from = parts + 3ll * blockIdx.x * tiles * channels + c;
+// A sample of y1 x y2 points in tiles of t1 x t2.
+struct Tiles {
+    int y1, y2, t1, t2, across, n;
+    __device__ Tiles(int y1, int y2, int t1, int t2)
+        : y1(y1), y2(y2), t1(t1), t2(t2), across((y2 + t2 - 1) / t2), n((y1 + t1 - 1) / t1 * across) {}
+    __device__ __forceinline__ int points(int tile) const {
+        return min(t1, y1 - tile / across * t1) * min(t2, y2 - tile % across * t2);
+    }
+};
+
+// stats[sample] = mean and reciprocal deviation of each channel, from those of tiles: sums of d = x - s, of d^2, and s.
+// Blocks are [batch, channels / 32].
+extern "C" __global__ void __launch_bounds__(32 * RUNS)
+finish_moments(const f32* parts, f32* stats, int y1, int y2, int t1, int t2, int channels) {
+    Tiles tiles(y1, y2, t1, t2);
+    int points = y1 * y2, c = blockIdx.y * 32 + threadIdx.x % 32;
+    const f32* from = parts + 3ll * blockIdx.x * tiles.n * channels + c;
     bool there = c < channels;
     f64 sum = 0, squares = 0;
-    for (int k = threadIdx.x / 32; there && k < tiles; k += 8) {
+    for (int k = threadIdx.x / 32; there && k < tiles.n; k += RUNS) {
         const f32* at = from + 3ll * k * channels;
-        sum += f64(at[0]) + f64(at[2ll * channels]) * min(tile, points - k * tile);
+        sum += f64(at[0]) + f64(at[2ll * channels]) * tiles.points(k);
     }
     f64 mean = column_sum(sum) / points;
-    for (int k = threadIdx.x / 32; there && k < tiles; k += 8) {
+    for (int k = threadIdx.x / 32; there && k < tiles.n; k += RUNS) {
         const f32* at = from + 3ll * k * channels;
-        f64 n = min(tile, points - k * tile), d = at[0] / n, off = d + f64(at[2ll * channels]) - mean;
+        f64 n = tiles.points(k), d = at[0] / n, off = d + f64(at[2ll * channels]) - mean;
         squares += f64(at[channels]) - n * d * d + n * off * off;
     }
     f64 variance = fmax(column_sum(squares) / points, 0.0);
@@ -76,12 +92,14 @@ extern "C" __global__ void finish_moments(const f32* parts, f32* stats, int poin
 }
 
 // means[sample] = those of the two first rows of `parts`. Blocks as above.
-extern "C" __global__ void finish_sums(const f32* parts, f32* means, int points, int tile, int channels) {
-    int tiles = (points + tile - 1) / tile, c = blockIdx.y * 32 + threadIdx.x % 32;
-    const f32* from = parts + 3ll * blockIdx.x * tiles * channels + c;
+extern "C" __global__ void __launch_bounds__(32 * RUNS)
+finish_sums(const f32* parts, f32* means, int y1, int y2, int t1, int t2, int channels) {
+    Tiles tiles(y1, y2, t1, t2);
+    int points = y1 * y2, c = blockIdx.y * 32 + threadIdx.x % 32;
+    const f32* from = parts + 3ll * blockIdx.x * tiles.n * channels + c;
     for (int which = 0; which < 2; ++which) {
         f64 sum = 0;
-        for (int k = threadIdx.x / 32; c < channels && k < tiles; k += 8) sum += from[(3ll * k + which) * channels];
+        for (int k = threadIdx.x / 32; c < channels && k < tiles.n; k += RUNS) sum += from[(3ll * k + which) * channels];
         sum = column_sum(sum) / points;
         if (c < channels && threadIdx.x < 32) means[(2ll * blockIdx.x + which) * channels + c] = f32(sum);
     }
@@ -134,11 +152,12 @@ extern "C" __global__ void norm_backward(T* __restrict__ g, const T* __restrict_
     }
 }
 
-// out[c] = sum over parts[..][c]: a block for 32 channels, eight runs of parts, each in order, then the runs in order.
-extern "C" __global__ void sum_parts(const f32* parts, f32* out, int n, int channels) {
+// out[c] = sum over parts[..][c]: a block for 32 channels, a run of parts each warp, in order, then the runs in order.
+extern "C" __global__ void __launch_bounds__(32 * RUNS)
+sum_parts(const f32* parts, f32* out, int n, int channels) {
     int c = blockIdx.x * 32 + threadIdx.x % 32;
     f64 sum = 0;
-    for (int k = threadIdx.x / 32; c < channels && k < n; k += 8) sum += parts[(long long)k * channels + c];
+    for (int k = threadIdx.x / 32; c < channels && k < n; k += RUNS) sum += parts[(long long)k * channels + c];
     sum = column_sum(sum);
     if (c < channels && threadIdx.x < 32) out[c] = f32(sum);
 }

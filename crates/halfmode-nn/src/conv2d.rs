@@ -4,6 +4,8 @@ pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod reference;
+#[cfg(feature = "cuda")]
+mod singles;
 
 pub use reference::conv2d_reference;
 

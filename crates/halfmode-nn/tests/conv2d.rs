@@ -188,9 +188,9 @@ proptest! {
 /// Kind, field, weight, padding.
 type Sizes = (ConvKind, [usize; 4], [usize; 4], [usize; 2]);
 
-/// Channels in eights, which tensor cores take, around the tiles of 64 and 128 channels and of 128 and 256 points; and
-/// one beside them.
-const TILES: [Sizes; 14] = [
+/// Channels in eights, which tensor cores take, around the tiles of 64 and 128 channels and of 128 and 256 points; in
+/// fours, which kernels of f32 take; large windows, and one too large for these kernels; and some beside them.
+const TILES: [Sizes; 19] = [
     (ConvKind::Forward, [1, 1, 1, 8], [1, 1, 8, 8], [0, 0]),
     (ConvKind::Transposed, [1, 1, 1, 8], [3, 3, 16, 8], [1, 1]),
     (ConvKind::Forward, [3, 17, 16, 64], [3, 3, 64, 64], [1, 1]),
@@ -205,6 +205,11 @@ const TILES: [Sizes; 14] = [
     (ConvKind::Forward, [2, 23, 21, 3], [3, 3, 3, 64], [1, 1]),
     (ConvKind::Transposed, [2, 9, 10, 65], [3, 3, 67, 65], [1, 1]),
     (ConvKind::Forward, [1, 8, 8, 256], [3, 3, 256, 256], [1, 1]),
+    (ConvKind::Forward, [2, 9, 14, 12], [3, 3, 12, 36], [1, 1]),
+    (ConvKind::Transposed, [3, 12, 13, 68], [3, 2, 20, 68], [0, 1]),
+    (ConvKind::Forward, [5, 3, 4, 4], [2, 1, 4, 132], [3, 0]),
+    (ConvKind::Transposed, [2, 9, 10, 8], [8, 8, 8, 8], [4, 3]),
+    (ConvKind::Forward, [1, 5, 44, 8], [3, 40, 8, 16], [1, 3]),
 ];
 
 fn tiles() -> impl Iterator<Item = Case> {

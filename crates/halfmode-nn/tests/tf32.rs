@@ -7,10 +7,10 @@
 
 mod common;
 
-use common::{rounded, transform};
+use common::{rounded, run, tensors, transform};
 use halfmode_autograd::{Cx, Op};
 use halfmode_fft::{Transform, Weights};
-use halfmode_nn::{Channels, GridEmbedding, PointwiseMlp};
+use halfmode_nn::{Channels, Conv2d, ConvKind, GridEmbedding, PointwiseMlp};
 use halfmode_precision::{Compute, Precision, PrecisionPolicy};
 use halfmode_tensor::{Device, Purpose, Real, Tensor};
 use halfmode_testkit::{Rng, gpu};
@@ -55,6 +55,7 @@ fn on_a_gpu_products_use_what_the_policy_says() {
     let Some(device) = gpu() else { return };
     check_transforms(&device);
     check_dense_layers(&device);
+    check_convolutions(&device);
 }
 
 #[test]
@@ -62,6 +63,7 @@ fn on_a_cpu_products_are_exact() {
     let device = Device::cpu(2).unwrap();
     check_transforms(&device);
     check_dense_layers(&device);
+    check_convolutions(&device);
 }
 
 fn check_transforms(device: &Device) {
@@ -136,5 +138,42 @@ fn check_dense_layers(device: &Device) {
         ];
         let (outputs, _) = op.forward(&Cx::new(device, &policy), &inputs.each_ref()).unwrap();
         check("dense layers", used(device, compute), &outputs[0].to_vec::<f64>().unwrap(), &oracle);
+    }
+}
+
+/// Results and gradients, around the tiles of 64 and 128 channels. Sums are short, so that a rounded operand shows.
+fn check_convolutions(device: &Device) {
+    let cpu = Device::cpu(2).unwrap();
+    for (kind, field, weight) in [
+        (ConvKind::Forward, [2, 5, 6, 20], [2, 2, 20, 36]),
+        (ConvKind::Transposed, [2, 4, 7, 64], [1, 2, 64, 64]),
+        (ConvKind::Forward, [1, 7, 6, 36], [1, 1, 36, 136]),
+        (ConvKind::Transposed, [3, 4, 5, 140], [1, 1, 132, 140]),
+    ] {
+        let (conv, mut rng) = (Conv2d { kind, padding: [0, 0] }, Rng::new(3));
+        let mut noise = |n: usize| rounded(&rng.normals(n), Precision::F32);
+        let (x, w) = (noise(field.iter().product()), noise(weight.iter().product()));
+        let results = |device: &Device, policy: PrecisionPolicy, precision: Precision, [x, w, g]: [&[f64]; 3]| {
+            let inputs = [(field.to_vec(), x.to_vec()), (weight.to_vec(), w.to_vec())];
+            let inputs = tensors(device, &inputs, precision);
+            run(&Cx::new(device, &Arc::new(policy)), Box::new(conv), &inputs, g)
+        };
+        let n_y = halfmode_nn::conv2d_reference(conv, (field, &x), (weight, &w)).1.len();
+        let g = noise(n_y);
+        let exact = results(&cpu, PrecisionPolicy::double(), Precision::F64, [&x, &w, &g]);
+        let absolute = [&x, &w, &g].map(|it| it.iter().map(|it| it.abs()).collect::<Vec<f64>>());
+        let moduli = results(&cpu, PrecisionPolicy::double(), Precision::F64, absolute.each_ref().map(|it| &it[..]));
+        let (taps, c_y) = (weight[0] * weight[1], weight[if kind == ConvKind::Forward { 3 } else { 2 }]);
+        let n_terms = [taps * field[3], taps * c_y, (n_y / c_y).max(field[0] * field[1] * field[2])];
+        for compute in [Compute::F32, Compute::Tf32] {
+            let policy = PrecisionPolicy { compute, ..PrecisionPolicy::full() };
+            let got = results(device, policy, Precision::F32, [&x, &w, &g]);
+            for (idx, what) in ["a convolution", "its field's gradient", "its weight's gradient"].iter().enumerate() {
+                let bounds = [Compute::F32, Compute::Tf32].map(|compute| bound(compute, n_terms[idx]));
+                let allowed = moduli[idx].iter().map(|it| bounds.map(|bound| it * bound));
+                let oracle: Vec<_> = exact[idx].iter().zip(allowed).map(|(it, [f32, tf32])| (*it, f32, tf32)).collect();
+                check(what, used(device, compute), &got[idx], &oracle);
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@
 use crate::adjoint::{Adjoint, Incoming, Product};
 use crate::kernels::{StepKernels, max_abs};
 use crate::solve::{NAME, OdeSolve, Points, push_output};
-use crate::step::{Leaf, Needs, Slope, Span, State, Stepper, dots};
+use crate::step::{Leaf, Needs, RecentTimes, Slope, Span, State, Stepper, dots};
 use crate::tableau::EULER;
 use crate::{Error, Method, OdeOptions, Result, StateSum, Steps, Storage};
 use halfmode_autograd::{Cx, Outputs, Saved};
@@ -247,7 +247,15 @@ impl Sweep<'_> {
 impl OdeSolve {
     fn leapfrog_stepper<'a>(&'a self, cx: &'a Cx, params: &'a [Tensor]) -> Stepper<'a> {
         let OdeOptions { precision, record, .. } = &self.options;
-        Stepper { field: &self.field, tableau: &EULER, precision, device: &cx.device, params, record }
+        Stepper {
+            field: &self.field,
+            tableau: &EULER,
+            precision,
+            device: &cx.device,
+            params,
+            record,
+            recent: RecentTimes::default(),
+        }
     }
 
     pub(crate) fn run_reversible(
@@ -365,7 +373,15 @@ mod tests {
         let field = MlpField { channels: 2, hidden: vec![8], time: TimeInput::Concatenated };
         let (field, record) = (Field::Single(Arc::new(field)), Record::default());
         let (tableau, precision, params) = (&EULER, &precision, &params[..]);
-        let stepper = Stepper { field: &field, tableau, precision, device, params, record: &record };
+        let stepper = Stepper {
+            field: &field,
+            tableau,
+            precision,
+            device,
+            params,
+            record: &record,
+            recent: RecentTimes::default(),
+        };
         let leapfrog = Leapfrog { stepper: &stepper, lattice: Lattice { bits: 32 } };
         let times: Vec<f64> = (0..=n_steps).map(|i| (0.1 * f64::from(i)).sin() / 300.0 + f64::from(i) / 1e3).collect();
         let bits = |pair: &Pair| -> Vec<u64> {

@@ -4,7 +4,7 @@ use crate::adaptive::Controller;
 use crate::adjoint::{Adjoint, Incoming};
 use crate::checkpoint::{Checkpoints, positions};
 use crate::leapfrog::Lattice;
-use crate::step::{Leaf, Linearised, Needs, Slope, Span, State, Stepper};
+use crate::step::{Leaf, Linearised, Needs, RecentTimes, Slope, Span, State, Stepper};
 use crate::{AdjointScaling, Error, Field, OdeOptions, Result, StateSum, Steps, Storage};
 use halfmode_autograd::{Cx, Op, Outputs, Saved};
 use halfmode_precision::{Domain, Precision};
@@ -116,7 +116,15 @@ impl OdeSolve {
 
     fn stepper<'a>(&'a self, device: &'a halfmode_tensor::Device, params: &'a [Tensor]) -> Stepper<'a> {
         let OdeOptions { method, precision, record, .. } = &self.options;
-        Stepper { field: &self.field, tableau: method.tableau(), precision, device, params, record }
+        Stepper {
+            field: &self.field,
+            tableau: method.tableau(),
+            precision,
+            device,
+            params,
+            record,
+            recent: RecentTimes::default(),
+        }
     }
 
     fn run(&self, cx: &Cx, inputs: &[&Tensor]) -> Result<(Outputs, Saved)> {

@@ -5,6 +5,7 @@ use crate::{Error, Field, OdePrecision, Record, Result, StateSum, Tableau};
 use halfmode_autograd::{Cx, LeafId, Tape, Var};
 use halfmode_precision::Precision;
 use halfmode_tensor::{Device, Purpose, Tensor};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// The running state: one tensor, or several.
@@ -46,6 +47,29 @@ pub(crate) struct Stepper<'a> {
     pub(crate) device: &'a Device,
     pub(crate) params: &'a [Tensor],
     pub(crate) record: &'a Record,
+    pub(crate) recent: RecentTimes,
+}
+
+/// The last times that a field was shown: stages and neighbouring steps share them, and a GPU writes each by a launch.
+#[derive(Debug, Default)]
+pub(crate) struct RecentTimes(RefCell<Vec<(f64, Tensor)>>);
+
+impl RecentTimes {
+    /// Two steps of Runge and Kutta's rule.
+    const MOST: usize = 4;
+
+    fn get(&self, t: f64, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        let mut recent = self.0.borrow_mut();
+        if let Some((_, it)) = recent.iter().find(|it| it.0.to_bits() == t.to_bits()) {
+            return Ok(it.clone());
+        }
+        let made = make()?;
+        if recent.len() == Self::MOST {
+            recent.remove(0);
+        }
+        recent.push((t, made.clone()));
+        Ok(made)
+    }
 }
 
 /// Which inputs want gradients.
@@ -146,11 +170,13 @@ impl Stepper<'_> {
     }
 
     fn time(&self, t: f64) -> Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Some(cuda) = self.device.as_cuda() {
-            return crate::state_cuda::time(cuda, self.device, t);
-        }
-        Ok(Tensor::from_slice(self.device, &[t], [1], Precision::F64, Purpose::Activation)?)
+        self.recent.get(t, || {
+            #[cfg(feature = "cuda")]
+            if let Some(cuda) = self.device.as_cuda() {
+                return crate::state_cuda::time(cuda, self.device, t);
+            }
+            Ok(Tensor::from_slice(self.device, &[t], [1], Precision::F64, Purpose::Activation)?)
+        })
     }
 
     /// The state at the beginning of a solve.
@@ -194,6 +220,9 @@ impl Stepper<'_> {
             let low = leaf.low.iter().map(|low| (1.0, low));
             let slopes = slopes.iter().map(|slope| &slope[idx]);
             let terms: Vec<(f64, &Tensor)> = low.chain(row.iter().map(|a| a * h).zip(slopes)).collect();
+            if terms.is_empty() {
+                return self.rounded(leaf, self.precision.leaf(idx).velocity, Purpose::Activation);
+            }
             self.device.combine(Some(&leaf.high), &terms, self.sums(self.precision.leaf(idx).velocity))
         };
         state.iter().enumerate().map(leaf).collect()

@@ -1,6 +1,8 @@
-//! Convolutions on a GPU: halves with channels in eights on tensor cores, anything else without.
+//! Convolutions on a GPU: halves with channels in eights on tensor cores, f32 with channels in fours as `singles.rs` has
+//! it, anything else by a kernel for all.
 
 use super::cpu::Correlation;
+use super::singles::Singles;
 use super::{Conv2d, ConvKind};
 use crate::Result;
 use crate::cuda_rows::{RowKernels, stored};
@@ -16,9 +18,15 @@ const HALVES: Source = Source { name: "conv2d_halves", text: include_str!("../..
 /// Threads of a block; rows and columns of the tiles without tensor cores.
 const THREADS: usize = 256;
 const TILE: usize = 64;
-/// Terms that the tensor cores' kernels load at once, and how many times that is on its way.
-const CHUNK: usize = 32;
-const DEPTH: usize = 4;
+/// Bytes of a row of a patch, whose tiles' kernels take so many channels at a time, and steps that are on their way.
+pub(super) const ROW: usize = 64;
+pub(super) const DEPTH: usize = 4;
+/// Shared memory that a block may ask for on every GPU with tensor cores for halves of both kinds.
+const MAX_SHARED: usize = 96 << 10;
+/// What lies beside a row of shared memory, so that rows begin in other banks.
+pub(super) const BESIDE: usize = 8;
+/// Logarithms of the widths of tiles.
+const WIDTHS: std::ops::RangeInclusive<u32> = 3..=5;
 /// Blocks that sums over all points are split among, and points of a split at least: one order of sums on every GPU.
 const BLOCKS: usize = 264;
 const POINTS: usize = 256;
@@ -44,6 +52,30 @@ pub(crate) enum TileSums<'a> {
     },
 }
 
+/// A tile of points of a sample: so many, `2^log_width` of them side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tile {
+    rows: usize,
+    log_width: u32,
+}
+
+impl Tile {
+    /// Points along both axes.
+    pub(crate) fn extents(self) -> [usize; 2] {
+        [self.rows >> self.log_width, 1 << self.log_width]
+    }
+
+    /// What kernels are told of it and of how many a sample has.
+    pub(super) fn numbers(self, n_tiles: usize) -> [Arg<'static>; 2] {
+        [Arg::I32(self.log_width as i32), Arg::I32(n_tiles as i32)]
+    }
+}
+
+/// Points of a tile with so many channels.
+pub(super) fn tile_rows(columns: usize) -> usize {
+    64 * THREADS / columns
+}
+
 /// A correlation on tensor cores.
 #[derive(Clone, Copy)]
 pub(crate) struct Halves {
@@ -53,7 +85,7 @@ pub(crate) struct Halves {
 
 impl Correlation {
     /// What kernels are told.
-    fn numbers(&self) -> Vec<Arg<'static>> {
+    pub(super) fn numbers(&self) -> Vec<Arg<'static>> {
         let ([x1, x2], [y1, y2], [k1, k2]) = (self.x, self.y, self.kernel);
         let mut numbers = [x1, x2, self.c_x, y1, y2, self.c_y, k1, k2].map(|n| Arg::I32(n as i32)).to_vec();
         numbers.extend(self.pad.map(|n| Arg::I32(n as i32)));
@@ -65,7 +97,7 @@ impl Correlation {
     }
 
     /// Rows of a weight's gradient.
-    fn n_places(&self) -> usize {
+    pub(super) fn n_places(&self) -> usize {
         self.kernel[0] * self.kernel[1] * self.c_x
     }
 
@@ -89,7 +121,48 @@ impl Correlation {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// The tile of so many points whose patches are the fewest, and then the smallest.
+    pub(super) fn tile(&self, rows: usize) -> Tile {
+        let cost = |log_width: u32| {
+            let tile = Tile { rows, log_width };
+            (self.n_tiles(tile), self.patch_rows(tile))
+        };
+        let log_width = WIDTHS.min_by_key(|&it| cost(it)).unwrap_or(*WIDTHS.start());
+        Tile { rows, log_width }
+    }
+
+    /// Tiles of one sample.
+    pub(super) fn n_tiles(&self, tile: Tile) -> usize {
+        let [t1, t2] = tile.extents();
+        self.y[0].div_ceil(t1) * self.y[1].div_ceil(t2)
+    }
+
+    /// Points that the windows of a tile see; an even number.
+    fn patch_rows(&self, tile: Tile) -> usize {
+        let [t1, t2] = tile.extents();
+        ((t1 + self.kernel[0] - 1) * (t2 + self.kernel[1] - 1)).next_multiple_of(2)
+    }
+
+    /// Shared memory for the patches of a tile and the weights of so many channels; see `patches.cuh`.
+    pub(super) fn shared(&self, tile: Tile, columns: usize, precision: Precision, turned: bool) -> usize {
+        let chunk = ROW / precision.bytes();
+        let weights = if turned { columns * chunk } else { chunk * (columns + BESIDE) };
+        let patches = if self.kernel[0] * self.kernel[1] < DEPTH - 1 { DEPTH } else { 2 };
+        DEPTH * precision.bytes() * weights + patches * self.patch_rows(tile) * ROW
+    }
+
+    /// Whether shared memory holds patches for windows of this size, and 32 bits count the weight.
+    pub(super) fn has_small_windows(&self) -> bool {
+        let [k1, k2] = self.kernel;
+        let few = k1.max(k2) < 1 << 12 && self.n_places().saturating_mul(self.c_y) < 1 << 30;
+        few && [Precision::F16, Precision::F32].iter().all(|&precision| {
+            [64, 128]
+                .iter()
+                .all(|&columns| self.shared(self.tile(tile_rows(columns)), columns, precision, false) <= MAX_SHARED)
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.batch * self.n_points() * self.c_y * self.c_x == 0
     }
 }
@@ -99,7 +172,7 @@ impl Halves {
     pub(crate) fn new(sizes: Correlation, precision: Precision) -> Option<Self> {
         let is_half = matches!(precision, Precision::F16 | Precision::Bf16);
         let fits = [sizes.c_x, sizes.c_y].iter().all(|&c| c > 0 && c.is_multiple_of(8));
-        (is_half && fits && sizes.batch > 0).then_some(Halves { sizes, precision })
+        (is_half && fits && sizes.batch > 0 && sizes.has_small_windows()).then_some(Halves { sizes, precision })
     }
 
     /// Channels of a tile.
@@ -107,14 +180,14 @@ impl Halves {
         if self.sizes.c_y <= 64 { 64 } else { 128 }
     }
 
-    /// Points of a tile.
-    pub(crate) fn tile(&self) -> usize {
-        if self.columns() == 64 { 256 } else { 128 }
+    /// Points of a block.
+    pub(crate) fn tile(&self) -> Tile {
+        self.sizes.tile(tile_rows(self.columns()))
     }
 
     /// Tiles of all samples; a tile is of one.
     fn n_tiles(&self) -> usize {
-        self.sizes.batch * self.sizes.n_points().div_ceil(self.tile())
+        self.sizes.batch * self.sizes.n_tiles(self.tile())
     }
 
     /// Room for the sums of all tiles.
@@ -145,14 +218,17 @@ impl Halves {
             TileSums::Moments(parts) => (1, [Arg::Null, Arg::Null, parts.output()?]),
             TileSums::Products { hidden, stats, parts } => (2, [hidden.input()?, stats.input()?, parts.output()?]),
         };
-        let (columns, rows) = (self.columns(), self.tile());
-        let weights = if turned { columns * CHUNK } else { CHUNK * (columns + 8) };
-        let shared = DEPTH * self.precision.bytes() * (rows * CHUNK + weights);
+        let (columns, tile) = (self.columns(), self.tile());
+        // Before it is stored, the tile is in the same place, and sums of its eighths of a warp behind it.
+        let stored = tile.rows * (columns + BESIDE) * self.precision.bytes();
+        let sums = if which == 0 { 0 } else { 2 * 8 * THREADS * Precision::F32.bytes() };
+        let shared = self.sizes.shared(tile, columns, self.precision, turned).max(stored + sums);
         let blocks = [self.n_tiles(), self.sizes.c_y.div_ceil(columns), 1];
         let bias = finish.bias.map_or(Ok(Arg::Null), Tensor::input)?;
         let mut args = vec![x.input()?, w.input()?, bias, y.output()?];
         args.extend(beside);
         args.extend(self.sizes.numbers());
+        args.extend(tile.numbers(self.sizes.n_tiles(tile)));
         args.extend([finish.rectifies, finish.negates].map(|it| Arg::I32(it.into())));
         let defines = self.defines(finish.bias.map_or(self.precision, Tensor::precision), turned, which);
         Ok(cuda.launch(HALVES, &defines, "convolve", Grid { blocks, threads: THREADS, shared }, &args)?)
@@ -163,14 +239,14 @@ impl Halves {
         let (columns, rows) = (self.columns(), if self.columns() == 64 { 192 } else { 128 });
         let tiles = [self.sizes.n_places().div_ceil(rows), self.sizes.c_y.div_ceil(columns)];
         let points = pairs.len() * self.sizes.batch * self.sizes.n_points();
-        let splits = (BLOCKS / (tiles[0] * tiles[1])).clamp(1, points.div_ceil(POINTS));
+        let splits = n_splits(tiles, points);
         let (mut sums, mut out) = split_sums(device, splits, shape, Precision::F32)?;
         let (Some(cuda), Some(first)) = (device.as_cuda(), pairs.first()) else { return Ok(out) };
         let both = [first, pairs.get(1).unwrap_or(first)];
         let mut args = both.into_iter().flatten().map(|it| it.input()).collect::<std::result::Result<Vec<_>, _>>()?;
         args.extend([sums.output()?, Arg::I32(pairs.len() as i32), Arg::I32(self.sizes.batch as i32)]);
         args.extend(self.sizes.numbers());
-        let shared = DEPTH * self.precision.bytes() * CHUNK * (rows + columns + 16);
+        let shared = DEPTH * ROW * (rows + columns + 2 * BESIDE);
         let grid = Grid { blocks: [tiles[0], tiles[1], splits], threads: THREADS, shared };
         cuda.launch(HALVES, &self.defines(self.precision, false, 0), "weight_gradient", grid, &args)?;
         add_splits(cuda, self.precision, &sums, splits, &mut out)?;
@@ -178,8 +254,18 @@ impl Halves {
     }
 }
 
+/// Splits of so many points for a gradient of so many tiles of a weight.
+pub(super) fn n_splits([down, across]: [usize; 2], points: usize) -> usize {
+    (BLOCKS / (down * across)).clamp(1, points.div_ceil(POINTS))
+}
+
 /// Room for the gradients of all splits, and for their sum.
-fn split_sums(device: &Device, splits: usize, shape: &Shape, precision: Precision) -> Result<(Tensor, Tensor)> {
+pub(super) fn split_sums(
+    device: &Device,
+    splits: usize,
+    shape: &Shape,
+    precision: Precision,
+) -> Result<(Tensor, Tensor)> {
     let dtype = DType::real(precision);
     let sums = device.alloc_unwritten([splits, shape.numel()], dtype, Purpose::Workspace)?;
     Ok((sums, device.alloc_unwritten(shape.clone(), dtype, Purpose::Grad)?))
@@ -189,7 +275,14 @@ fn any(stored: Precision, weight: Precision, bias: Precision) -> [String; 3] {
     [define("T", stored), define("W", weight), define("P", bias)]
 }
 
-fn add_splits(cuda: &CudaDevice, stored: Precision, sums: &Tensor, splits: usize, out: &mut Tensor) -> Result<()> {
+/// The gradients of all splits, summed.
+pub(super) fn add_splits(
+    cuda: &CudaDevice,
+    stored: Precision,
+    sums: &Tensor,
+    splits: usize,
+    out: &mut Tensor,
+) -> Result<()> {
     let n = out.numel();
     let defines = any(stored, stored, stored);
     let args = [sums.input()?, out.output()?, Arg::I32(splits as i32), count(n)];
@@ -228,6 +321,11 @@ pub(super) fn run(
         halves.convolve(&cx.device, [&x, &stored(cx, w)?], turned, finish, &mut y, TileSums::Nothing)?;
         return Ok(y);
     }
+    let operands: Vec<&Tensor> = [&x, w].into_iter().chain(bias).collect();
+    if let Some(singles) = Singles::new(cx, sizes, &operands) {
+        singles.convolve([&x, w], turned, bias, &mut y)?;
+        return Ok(y);
+    }
     let Some(cuda) = cx.device.as_cuda() else { return Ok(y) };
     if sizes.is_empty() {
         return Ok(cx.device.alloc(sizes.output_shape(), storage(cx), Purpose::Activation)?);
@@ -249,8 +347,11 @@ pub(super) fn weight_of(cx: &Cx, sizes: Correlation, shape: &Shape, [field, imag
     if sizes.is_empty() {
         return Ok(cx.device.alloc(shape.clone(), DType::real(field.precision().accumulate()), Purpose::Grad)?);
     }
-    match Halves::new(sizes, field.precision()) {
-        Some(halves) => halves.weight_gradient(&cx.device, shape, &[[&field, &image]]),
+    if let Some(halves) = Halves::new(sizes, field.precision()) {
+        return halves.weight_gradient(&cx.device, shape, &[[&field, &image]]);
+    }
+    match Singles::new(cx, sizes, &[&field, &image]) {
+        Some(singles) => singles.weight_gradient(shape, [&field, &image]),
         None => weight_gradient(&cx.device, sizes, shape, [&field, &image]),
     }
 }

@@ -12,8 +12,9 @@ use halfmode_tensor::{Purpose, Tensor};
 
 const KERNELS: Source = Source { name: "symmetric_conv", text: include_str!("../../kernels/symmetric_conv.cu") };
 
-/// Threads of a block.
+/// Threads of a block of a pass over a field, and of one that sums parts.
 const THREADS: usize = 256;
+const SUM_THREADS: usize = 1024;
 /// Channels that a block's threads take at most, and points of a thread at least.
 const MAX_CHANNELS: usize = 2048;
 const ROWS_PER_THREAD: usize = 8;
@@ -60,12 +61,12 @@ impl<'a> Fused<'a> {
 
     /// Two numbers per sample and channel from sums over `halves`' tiles.
     fn finish(&self, entry: &str, parts: &Tensor, purpose: Purpose) -> Result<Tensor> {
-        let (sizes, tile) = (self.forward.sizes, self.forward.tile());
+        let (sizes, [t1, t2]) = (self.forward.sizes, self.forward.tile().extents());
         let dtype = DType::real(Precision::F32);
         let mut out = self.cx.device.alloc_unwritten([sizes.batch, 2, sizes.c_y], dtype, purpose)?;
         if self.cx.device.as_cuda().is_some() {
-            let grid = Grid { blocks: [sizes.batch, sizes.c_y.div_ceil(32), 1], threads: THREADS, shared: 0 };
-            let numbers = [sizes.n_points(), tile, sizes.c_y].map(|n| Arg::I32(n as i32));
+            let grid = Grid { blocks: [sizes.batch, sizes.c_y.div_ceil(32), 1], threads: SUM_THREADS, shared: 0 };
+            let numbers = [sizes.y[0], sizes.y[1], t1, t2, sizes.c_y].map(|n| Arg::I32(n as i32));
             let args = [&[parts.input()?, out.output()?][..], &numbers].concat();
             self.launch(entry, grid, &args)?;
         }
@@ -129,7 +130,7 @@ impl<'a> Fused<'a> {
             let args = [&tensors[..], &[parts.output()?, sizes[0], sizes[1]]].concat();
             self.launch("norm_backward", grid, &args)?;
             let args = [parts.input()?, grad_b.output()?, Arg::I32(n_parts as i32), sizes[1]];
-            self.launch("sum_parts", Grid::row(self.channels().div_ceil(32), THREADS), &args)?;
+            self.launch("sum_parts", Grid::row(self.channels().div_ceil(32), SUM_THREADS), &args)?;
         }
         drop((parts, means, hidden));
         // -K^T n has the weight's gradient <-n, K g>.
