@@ -2,6 +2,7 @@
 //! it, anything else by a kernel for all.
 
 use super::cpu::Correlation;
+use super::patches::{BESIDE, DEPTH, ROW, Tile, tile_rows};
 use super::singles::Singles;
 use super::{Conv2d, ConvKind};
 use crate::Result;
@@ -18,15 +19,6 @@ const HALVES: Source = Source { name: "conv2d_halves", text: include_str!("../..
 /// Threads of a block; rows and columns of the tiles without tensor cores.
 const THREADS: usize = 256;
 const TILE: usize = 64;
-/// Bytes of a row of a patch, whose tiles' kernels take so many channels at a time, and steps that are on their way.
-pub(super) const ROW: usize = 64;
-pub(super) const DEPTH: usize = 4;
-/// Shared memory that a block may ask for on every GPU with tensor cores for halves of both kinds.
-const MAX_SHARED: usize = 96 << 10;
-/// What lies beside a row of shared memory, so that rows begin in other banks.
-pub(super) const BESIDE: usize = 8;
-/// Logarithms of the widths of tiles.
-const WIDTHS: std::ops::RangeInclusive<u32> = 3..=5;
 /// Blocks that sums over all points are split among, and points of a split at least: one order of sums on every GPU.
 const BLOCKS: usize = 264;
 const POINTS: usize = 256;
@@ -50,30 +42,6 @@ pub(crate) enum TileSums<'a> {
         stats: &'a Tensor,
         parts: &'a mut Tensor,
     },
-}
-
-/// A tile of points of a sample: so many, `2^log_width` of them side by side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tile {
-    rows: usize,
-    log_width: u32,
-}
-
-impl Tile {
-    /// Points along both axes.
-    pub(crate) fn extents(self) -> [usize; 2] {
-        [self.rows >> self.log_width, 1 << self.log_width]
-    }
-
-    /// What kernels are told of it and of how many a sample has.
-    pub(super) fn numbers(self, n_tiles: usize) -> [Arg<'static>; 2] {
-        [Arg::I32(self.log_width as i32), Arg::I32(n_tiles as i32)]
-    }
-}
-
-/// Points of a tile with so many channels.
-pub(super) fn tile_rows(columns: usize) -> usize {
-    64 * THREADS / columns
 }
 
 /// A correlation on tensor cores.
@@ -119,47 +87,6 @@ impl Correlation {
             true => Ok(()),
             false => Err(halfmode_tensor::Error::OnGpu.into()),
         }
-    }
-
-    /// The tile of so many points whose patches are the fewest, and then the smallest.
-    pub(super) fn tile(&self, rows: usize) -> Tile {
-        let cost = |log_width: u32| {
-            let tile = Tile { rows, log_width };
-            (self.n_tiles(tile), self.patch_rows(tile))
-        };
-        let log_width = WIDTHS.min_by_key(|&it| cost(it)).unwrap_or(*WIDTHS.start());
-        Tile { rows, log_width }
-    }
-
-    /// Tiles of one sample.
-    pub(super) fn n_tiles(&self, tile: Tile) -> usize {
-        let [t1, t2] = tile.extents();
-        self.y[0].div_ceil(t1) * self.y[1].div_ceil(t2)
-    }
-
-    /// Points that the windows of a tile see; an even number.
-    fn patch_rows(&self, tile: Tile) -> usize {
-        let [t1, t2] = tile.extents();
-        ((t1 + self.kernel[0] - 1) * (t2 + self.kernel[1] - 1)).next_multiple_of(2)
-    }
-
-    /// Shared memory for the patches of a tile and the weights of so many channels; see `patches.cuh`.
-    pub(super) fn shared(&self, tile: Tile, columns: usize, precision: Precision, turned: bool) -> usize {
-        let chunk = ROW / precision.bytes();
-        let weights = if turned { columns * chunk } else { chunk * (columns + BESIDE) };
-        let patches = if self.kernel[0] * self.kernel[1] < DEPTH - 1 { DEPTH } else { 2 };
-        DEPTH * precision.bytes() * weights + patches * self.patch_rows(tile) * ROW
-    }
-
-    /// Whether shared memory holds patches for windows of this size, and 32 bits count the weight.
-    pub(super) fn has_small_windows(&self) -> bool {
-        let [k1, k2] = self.kernel;
-        let few = k1.max(k2) < 1 << 12 && self.n_places().saturating_mul(self.c_y) < 1 << 30;
-        few && [Precision::F16, Precision::F32].iter().all(|&precision| {
-            [64, 128]
-                .iter()
-                .all(|&columns| self.shared(self.tile(tile_rows(columns)), columns, precision, false) <= MAX_SHARED)
-        })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -220,7 +147,7 @@ impl Halves {
         };
         let (columns, tile) = (self.columns(), self.tile());
         // Before it is stored, the tile is in the same place, and sums of its eighths of a warp behind it.
-        let stored = tile.rows * (columns + BESIDE) * self.precision.bytes();
+        let stored = tile.rows() * (columns + BESIDE) * self.precision.bytes();
         let sums = if which == 0 { 0 } else { 2 * 8 * THREADS * Precision::F32.bytes() };
         let shared = self.sizes.shared(tile, columns, self.precision, turned).max(stored + sums);
         let blocks = [self.n_tiles(), self.sizes.c_y.div_ceil(columns), 1];

@@ -1,7 +1,8 @@
 //! Convolutions of f32 on a GPU, for channels in fours: in TF32 on tensor cores where the policy says so, else without.
 
 use super::cpu::Correlation;
-use super::cuda::{BESIDE, DEPTH, ROW, add_splits, n_splits, split_sums, tile_rows};
+use super::cuda::{add_splits, n_splits, split_sums};
+use super::patches::{BESIDE, DEPTH, ROW, tile_rows};
 use crate::Result;
 use halfmode_autograd::Cx;
 use halfmode_precision::{Compute, Precision};
