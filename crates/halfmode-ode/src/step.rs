@@ -50,13 +50,14 @@ pub(crate) struct Stepper<'a> {
     pub(crate) recent: RecentTimes,
 }
 
-/// The last times that a field was shown: stages and neighbouring steps share them, and a GPU writes each by a launch.
+/// The last times that a field was shown: stages and neighbouring steps share them, on the way back too, and a GPU writes
+/// each by a launch.
 #[derive(Debug, Default)]
 pub(crate) struct RecentTimes(RefCell<Vec<(f64, Tensor)>>);
 
 impl RecentTimes {
-    /// Two steps of Runge and Kutta's rule.
-    const MOST: usize = 4;
+    /// Those of two neighbouring steps of Runge and Kutta's rule.
+    const MOST: usize = 5;
 
     fn get(&self, t: f64, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
         let mut recent = self.0.borrow_mut();

@@ -1,8 +1,8 @@
 //! Convolutions on a GPU: halves with channels in eights on tensor cores, f32 with channels in fours as `singles.rs` has
-//! it, anything else by a kernel for all.
+//! it, anything else, such as very large windows, by a kernel for all.
 
 use super::cpu::Correlation;
-use super::patches::{BESIDE, DEPTH, ROW, Tile, tile_rows};
+use super::patches::{BESIDE, DEPTH, ROW, Tile, tile_columns};
 use super::singles::Singles;
 use super::{Conv2d, ConvKind};
 use crate::Result;
@@ -49,6 +49,8 @@ pub(crate) enum TileSums<'a> {
 pub(crate) struct Halves {
     pub(crate) sizes: Correlation,
     precision: Precision,
+    /// Tiles of the convolution; `None` for windows too large.
+    tile: Option<Tile>,
 }
 
 impl Correlation {
@@ -99,28 +101,37 @@ impl Halves {
     pub(crate) fn new(sizes: Correlation, precision: Precision) -> Option<Self> {
         let is_half = matches!(precision, Precision::F16 | Precision::Bf16);
         let fits = [sizes.c_x, sizes.c_y].iter().all(|&c| c > 0 && c.is_multiple_of(8));
-        (is_half && fits && sizes.batch > 0 && sizes.has_small_windows()).then_some(Halves { sizes, precision })
+        let tile = sizes.tile(tile_columns(sizes.c_y));
+        (is_half && fits && sizes.batch > 0).then_some(Halves { sizes, precision, tile })
+    }
+
+    /// Whether the convolution is served, too.
+    pub(crate) fn convolves(&self) -> bool {
+        self.tile.is_some()
     }
 
     /// Channels of a tile.
     fn columns(&self) -> usize {
-        if self.sizes.c_y <= 64 { 64 } else { 128 }
+        tile_columns(self.sizes.c_y)
     }
 
     /// Points of a block.
-    pub(crate) fn tile(&self) -> Tile {
-        self.sizes.tile(tile_rows(self.columns()))
+    ///
+    /// # Errors
+    /// [`halfmode_tensor::Error::OnGpu`] where it does not convolve.
+    pub(crate) fn tile(&self) -> Result<Tile> {
+        self.tile.ok_or_else(|| halfmode_tensor::Error::OnGpu.into())
     }
 
     /// Tiles of all samples; a tile is of one.
-    fn n_tiles(&self) -> usize {
-        self.sizes.batch * self.sizes.n_tiles(self.tile())
+    fn n_tiles(&self) -> Result<usize> {
+        Ok(self.sizes.batch * self.sizes.n_tiles(self.tile()?))
     }
 
     /// Room for the sums of all tiles.
     pub(crate) fn parts(&self, device: &Device) -> Result<Tensor> {
         let dtype = DType::real(Precision::F32);
-        Ok(device.alloc_unwritten([self.n_tiles(), 3, self.sizes.c_y], dtype, Purpose::Workspace)?)
+        Ok(device.alloc_unwritten([self.n_tiles()?, 3, self.sizes.c_y], dtype, Purpose::Workspace)?)
     }
 
     fn defines(&self, bias: Precision, turned: bool, sums: usize) -> Vec<String> {
@@ -145,12 +156,12 @@ impl Halves {
             TileSums::Moments(parts) => (1, [Arg::Null, Arg::Null, parts.output()?]),
             TileSums::Products { hidden, stats, parts } => (2, [hidden.input()?, stats.input()?, parts.output()?]),
         };
-        let (columns, tile) = (self.columns(), self.tile());
+        let (columns, tile) = (self.columns(), self.tile()?);
         // Before it is stored, the tile is in the same place, and sums of its eighths of a warp behind it.
         let stored = tile.rows() * (columns + BESIDE) * self.precision.bytes();
         let sums = if which == 0 { 0 } else { 2 * 8 * THREADS * Precision::F32.bytes() };
-        let shared = self.sizes.shared(tile, columns, self.precision, turned).max(stored + sums);
-        let blocks = [self.n_tiles(), self.sizes.c_y.div_ceil(columns), 1];
+        let shared = self.sizes.shared(tile, columns, turned).max(stored + sums);
+        let blocks = [self.n_tiles()?, self.sizes.c_y.div_ceil(columns), 1];
         let bias = finish.bias.map_or(Ok(Arg::Null), Tensor::input)?;
         let mut args = vec![x.input()?, w.input()?, bias, y.output()?];
         args.extend(beside);
@@ -243,13 +254,13 @@ pub(super) fn run(
     let turned = conv.kind == ConvKind::Transposed;
     let mut y = cx.device.alloc_unwritten(sizes.output_shape(), storage(cx), Purpose::Activation)?;
     let x = stored(cx, x)?;
-    if let Some(halves) = Halves::new(sizes, x.precision()) {
+    if let Some(halves) = Halves::new(sizes, x.precision()).filter(Halves::convolves) {
         let finish = Finish { bias, ..Finish::default() };
         halves.convolve(&cx.device, [&x, &stored(cx, w)?], turned, finish, &mut y, TileSums::Nothing)?;
         return Ok(y);
     }
     let operands: Vec<&Tensor> = [&x, w].into_iter().chain(bias).collect();
-    if let Some(singles) = Singles::new(cx, sizes, &operands) {
+    if let Some(singles) = Singles::new(cx, sizes, &operands).filter(Singles::convolves) {
         singles.convolve([&x, w], turned, bias, &mut y)?;
         return Ok(y);
     }

@@ -2,7 +2,7 @@
 
 use super::cpu::Correlation;
 use super::cuda::{add_splits, n_splits, split_sums};
-use super::patches::{BESIDE, DEPTH, ROW, tile_rows};
+use super::patches::{BESIDE, DEPTH, ROW, Tile, tile_columns};
 use crate::Result;
 use halfmode_autograd::Cx;
 use halfmode_precision::{Compute, Precision};
@@ -20,6 +20,9 @@ pub(super) struct Singles<'a> {
     device: &'a Device,
     compute: Compute,
     sizes: Correlation,
+    /// A block's points; `None` where the convolution is left to the kernel for all, as windows are too large, or fields so
+    /// small that three quarters of their tiles would be empty.
+    tile: Option<Tile>,
 }
 
 impl<'a> Singles<'a> {
@@ -27,13 +30,20 @@ impl<'a> Singles<'a> {
     pub(super) fn new(cx: &'a Cx, sizes: Correlation, operands: &[&Tensor]) -> Option<Self> {
         let single = operands.iter().all(|it| it.precision() == Precision::F32);
         let fits = [sizes.c_x, sizes.c_y].iter().all(|&c| c > 0 && c.is_multiple_of(4));
-        let serves = single && fits && !sizes.is_empty() && sizes.has_small_windows();
-        serves.then_some(Singles { device: &cx.device, compute: cx.policy.compute, sizes })
+        let filled = |tile: &Tile| sizes.n_tiles(*tile) * tile.rows() <= 4 * sizes.n_points();
+        let tile = sizes.tile(tile_columns(sizes.c_y)).filter(filled);
+        let serves = single && fits && !sizes.is_empty();
+        serves.then_some(Singles { device: &cx.device, compute: cx.policy.compute, sizes, tile })
+    }
+
+    /// Whether the convolution is served, too.
+    pub(super) fn convolves(&self) -> bool {
+        self.tile.is_some()
     }
 
     /// Channels of a tile.
     fn columns(&self) -> usize {
-        if self.sizes.c_y <= 64 { 64 } else { 128 }
+        tile_columns(self.sizes.c_y)
     }
 
     fn defines(&self, turned: bool) -> [String; 3] {
@@ -51,15 +61,14 @@ impl<'a> Singles<'a> {
         y: &mut Tensor,
     ) -> Result<()> {
         let Some(cuda) = self.device.as_cuda() else { return Ok(()) };
-        let columns = self.columns();
-        let tile = self.sizes.tile(tile_rows(columns));
+        let (columns, tile) = (self.columns(), self.tile.ok_or(halfmode_tensor::Error::OnGpu)?);
         let n_tiles = self.sizes.n_tiles(tile);
         let blocks = [self.sizes.batch * n_tiles, self.sizes.c_y.div_ceil(columns), 1];
         let bias = bias.map_or(Ok(Arg::Null), Tensor::input)?;
         let mut args = vec![x.input()?, w.input()?, bias, y.output()?];
         args.extend(self.sizes.numbers());
         args.extend(tile.numbers(n_tiles));
-        let shared = self.sizes.shared(tile, columns, Precision::F32, turned);
+        let shared = self.sizes.shared(tile, columns, turned);
         let grid = Grid { blocks, threads: THREADS, shared };
         Ok(cuda.launch(KERNELS, &self.defines(turned), "convolve", grid, &args)?)
     }

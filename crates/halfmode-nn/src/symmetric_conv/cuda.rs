@@ -32,7 +32,7 @@ pub(super) struct Fused<'a> {
 }
 
 impl<'a> Fused<'a> {
-    /// Where the kernels serve the policy's storage and these channels; elsewhere the composition runs.
+    /// Where the kernels serve the policy's storage, these channels and windows; elsewhere the composition runs.
     pub(super) fn new(layer: SymmetricConv, cx: &'a Cx, [x, w, b]: [&Tensor; 3]) -> Result<Option<Self>> {
         let precision = cx.policy.pointwise.storage;
         let [forward, transposed] = layer.sizes(x, w, b)?;
@@ -40,7 +40,8 @@ impl<'a> Fused<'a> {
         if !small || forward.c_y > MAX_CHANNELS || forward.batch > MAX_BATCH {
             return Ok(None);
         }
-        let both = Halves::new(forward, precision).zip(Halves::new(transposed, precision));
+        let of = |sizes| Halves::new(sizes, precision).filter(Halves::convolves);
+        let both = of(forward).zip(of(transposed));
         Ok(both.map(|(forward, transposed)| Fused { cx, forward, transposed }))
     }
 
@@ -61,7 +62,7 @@ impl<'a> Fused<'a> {
 
     /// Two numbers per sample and channel from sums over `halves`' tiles.
     fn finish(&self, entry: &str, parts: &Tensor, purpose: Purpose) -> Result<Tensor> {
-        let (sizes, [t1, t2]) = (self.forward.sizes, self.forward.tile().extents());
+        let (sizes, [t1, t2]) = (self.forward.sizes, self.forward.tile()?.extents());
         let dtype = DType::real(Precision::F32);
         let mut out = self.cx.device.alloc_unwritten([sizes.batch, 2, sizes.c_y], dtype, purpose)?;
         if self.cx.device.as_cuda().is_some() {
